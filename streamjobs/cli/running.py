@@ -1,0 +1,233 @@
+"""``run`` and ``dev``: a process that runs handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pymongo.errors import PyMongoError
+
+from streamjobs.cli import log, place, show
+from streamjobs.embedded import Server
+from streamjobs.errors import StreamJobsError
+from streamjobs.queue import Queue
+from streamjobs.runner import Runner
+from streamjobs.runner.signals import on_signals
+from streamjobs.settings import Settings
+
+_DEFAULT = Settings()
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODULE:NAME",
+        help="The Queue object, as in app:jobs for 'jobs' in app.py.",
+        show_default=False,
+    ),
+]
+Concurrency = Annotated[
+    int | None,
+    typer.Option(
+        "--concurrency",
+        metavar="N",
+        help=f"Jobs at the same time. [dim]\\[default: {_DEFAULT.concurrency}][/dim]",
+    ),
+]
+StopDeadline = Annotated[
+    float | None,
+    typer.Option(
+        "--stop-deadline",
+        metavar="S",
+        help=f"Seconds that handlers may go on after a stop was asked. [dim]\\[default: {_DEFAULT.stop_deadline:g}][/dim]",
+    ),
+]
+Debug = Annotated[bool, typer.Option("--debug", help="Show debug events too.")]
+LogForm = Annotated[
+    log.Form,
+    typer.Option(
+        "--log", help="What stderr gets: JSON lines or text. auto is text on a terminal.", show_default=True
+    ),
+]
+
+
+def _tuning(flag: str, text: str, default: float | None = None) -> Any:
+    shown = "" if default is None else f" [dim]\\[default: {default:g}][/dim]"
+    return typer.Option(flag, metavar="S", rich_help_panel="Tuning", help=text + shown)
+
+
+Interval = Annotated[
+    float | None,
+    _tuning("--interval", "Seconds between full reads, whatever the stream tells.", _DEFAULT.interval),
+]
+Poll = Annotated[
+    float | None, _tuning("--poll", "Query so often instead of listening, where there are no change streams.")
+]
+Lease = Annotated[
+    float | None,
+    _tuning("--lease", "Seconds after which a silent runner's jobs are taken back.", _DEFAULT.lease),
+]
+Beat = Annotated[float | None, _tuning("--beat", "Seconds between renewals of the lease.", _DEFAULT.beat)]
+Margin = Annotated[
+    float | None, _tuning("--margin", "Seconds by which servers' clocks may differ.", _DEFAULT.margin)
+]
+
+
+def run(
+    target: Target,
+    *,
+    uri: place.Uri = None,
+    collection: place.Collection = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="The runner's name. [dim]\\[default: host-pid][/dim]", show_default=False
+        ),
+    ] = None,
+    concurrency: Concurrency = None,
+    stop_deadline: StopDeadline = None,
+    log_form: LogForm = log.Form.AUTO,
+    debug: Debug = False,
+    health_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--health-file",
+            metavar="PATH",
+            help="A file to touch while all is well, for probes; gone after a stop.",
+        ),
+    ] = None,
+    interval: Interval = None,
+    poll: Poll = None,
+    lease: Lease = None,
+    beat: Beat = None,
+    margin: Margin = None,
+) -> None:
+    """Run the handlers of a Queue until stopped: what production starts.
+
+    SIGTERM or ctrl+C stops it: it takes no more jobs, and running handlers may go on until the stop deadline.
+    A second signal cancels them at once (their jobs are put back), a third one exits.
+
+    [dim]streamjobs run app:jobs --concurrency 20[/dim]
+    """
+    queue = place.load(target, uri, collection)
+    log.configure(log_form, debug=debug)
+    settings = _given(
+        concurrency=concurrency, interval=interval, stop_deadline=stop_deadline, lease=lease, beat=beat,
+        margin=margin, poll=poll,
+    )  # fmt: skip
+    runner = queue.runner(name or f"{socket.gethostname()}-{os.getpid()}"[-200:], **settings)
+    runner.health = None if health_file is None else str(health_file)
+    try:
+        serve(runner)
+    except (StreamJobsError, PyMongoError):
+        if log_form.is_json:  # runner.failed has said it, as JSON
+            raise typer.Exit(1) from None
+        raise
+
+
+def dev(
+    target: Target,
+    *,
+    folder: Annotated[
+        Path, typer.Option("--folder", help="Where the server keeps its data from one run to the next.")
+    ] = Path(".streamjobs"),
+    port: Annotated[
+        int | None,
+        typer.Option(
+            "--port", min=1, max=65535, help="The server's port. [dim]\\[default: a free one][/dim]"
+        ),
+    ] = None,
+    collection: Annotated[
+        str | None,
+        typer.Option(
+            "--collection", metavar="DB.COLL", help="Instead of the Queue's own.", show_default=False
+        ),
+    ] = None,
+    concurrency: Concurrency = None,
+    stop_deadline: StopDeadline = None,
+    log_form: LogForm = log.Form.TEXT,
+    debug: Debug = False,
+) -> None:
+    """Run the handlers of a Queue on a server of their own, which is started and stopped with them.
+
+    Nothing needs to be installed or running. Ctrl+C stops both; the data stays in the folder.
+
+    [dim]streamjobs dev app:jobs[/dim]
+    """
+    queue = place.load(target)
+    log.configure(log_form, debug=debug)
+    with _kept_server(folder, port) as server:
+        queue.use(server.uri, collection)
+        settings = _given(concurrency=concurrency, stop_deadline=stop_deadline)
+        runner = queue.runner("dev", **settings)
+        queue.sync.create_indexes()
+        queue.sync.close()
+        _introduce(queue, server, runner)
+        serve(runner, before_exit=server.stop)
+
+
+def serve(runner: Runner, *, before_exit: Callable[[], None] | None = None) -> None:
+    """Run a runner until signals stop it.
+
+    A handler that ignores its cancellation, or sits in a thread, would keep the process for as long as it
+    likes: then the process ends here, at once, with code 1, after calling ``before_exit``.
+    """
+    loop = asyncio.Runner()
+    try:
+        loop.run(_serve(runner))
+    finally:
+        if runner.stuck:
+            if before_exit is not None:
+                before_exit()
+            _leave(runner)
+        loop.close()
+
+
+async def _serve(runner: Runner) -> None:
+    with on_signals((signal.SIGTERM, signal.SIGINT), runner):
+        await runner.run()
+
+
+def _leave(runner: Runner) -> None:
+    if runner.health is not None:
+        Path(runner.health).unlink(missing_ok=True)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
+
+
+@contextmanager
+def _kept_server(folder: Path, port: int | None) -> Generator[Server]:
+    folder.mkdir(parents=True, exist_ok=True)
+    ignore = folder / ".gitignore"
+    if not ignore.exists():
+        ignore.write_text("*\n", encoding="utf-8")
+    server = Server(folder.resolve(), port=port)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _introduce(queue: Queue, server: Server, runner: Runner) -> None:
+    out = show.console()
+    where = f"--uri {server.uri} --collection {queue.namespace}"
+    out.print(
+        show.line(("server  ", "dim"), f"{server.uri} ({server.program.sort}), data in {server.folder}"),
+        soft_wrap=True,
+    )
+    out.print(show.line(("jobs    ", "dim"), f"{queue.namespace}: {', '.join(runner.kinds)}"), soft_wrap=True)
+    out.print(show.line(("put     ", "dim"), f"streamjobs put {runner.kinds[0]} {where}"), soft_wrap=True)
+    out.print(show.line(("stop    ", "dim"), "ctrl+C"))
+    sys.stdout.flush()
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}

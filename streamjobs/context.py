@@ -1,0 +1,42 @@
+"""Which job is being run: :func:`current_job`, and the check that its try still holds it."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar, Token
+
+from streamjobs.job import Job
+
+_current: ContextVar[Job | None] = ContextVar("streamjobs_job", default=None)
+
+
+def current_job() -> Job:
+    """The job whose handler is running here, in a coroutine or a thread.
+
+    Raises:
+        LookupError: no handler is running here.
+
+    """
+    job = _current.get()
+    if job is None:
+        raise LookupError("current_job() is only known inside a handler")
+    return job
+
+
+def enter(job: Job) -> Token[Job | None]:
+    """Make a job the current one of this context."""
+    return _current.set(job)
+
+
+def leave(token: Token[Job | None]) -> None:
+    """Undo :func:`enter`."""
+    _current.reset(token)
+
+
+def check_lease() -> None:
+    """Raise LeaseLost inside a handler whose try no longer holds its job; outside, do nothing.
+
+    Every call into the library begins with it.
+    """
+    job = _current.get()
+    if job is not None:
+        job.check()

@@ -1,0 +1,129 @@
+"""What streamjobs raises.
+
+::
+
+    StreamJobsError
+    ├── BadArgument (also ValueError)   an argument that cannot work, refused before anything is sent
+    ├── ConfigError                     a client, collection or setting that cannot work, with the fix
+    │   └── ForkError                   used in a forked child
+    ├── ConnectError                    no server answered
+    ├── StreamRefused                   the server does not give a change stream
+    ├── PutUnknown                      a put without an answer: it carries the jobs, put them again
+    ├── JobError
+    │   ├── JobNotFound
+    │   ├── JobState                    the job's status does not allow it
+    │   ├── BadData                     a job's data does not fit its handler's parameters
+    │   └── UnreadableJob               a document that can't be a job
+    ├── HandlerError                    two handlers of one kind, or no handler
+    └── LeaseLost                       this try no longer holds its job
+
+The driver's own errors (``pymongo.errors.PyMongoError``) of reads pass through as they are, and inside a
+caller's transaction all of them do, since their labels tell the caller what to repeat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # job.py raises these errors, so only the type may come back up
+    from streamjobs.job import Job
+
+
+class StreamJobsError(Exception):
+    """The root of all errors of this package."""
+
+
+class BadArgument(StreamJobsError, ValueError):  # noqa: N818 - named for what it is, as in the tree above
+    """An argument that cannot work. Nothing was sent."""
+
+    def __init__(self, name: str, value: object, fix: str) -> None:
+        text = repr(value)
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        super().__init__(f"{name}: {fix} (got {shown})")
+        self.name = name
+
+
+class ConfigError(StreamJobsError):
+    """A client, collection or setting that cannot work; the message says what to change."""
+
+
+class ForkError(ConfigError):
+    """A queue was used in a forked child; the driver's sockets and locks belong to the parent."""
+
+    def __init__(self, opened: int, here: int) -> None:
+        super().__init__(
+            f"this Queue was opened in process {opened} and used in its fork {here}: make the Queue (or call "
+            "put) after the fork, for example in the server's post_fork or worker start hook"
+        )
+
+
+class ConnectError(StreamJobsError):
+    """No server answered at the given address."""
+
+
+class StreamRefused(StreamJobsError):  # noqa: N818
+    """The server does not give a change stream here; the message says why and what to do."""
+
+
+class PutUnknown(StreamJobsError):  # noqa: N818
+    """A put got no answer: it may or may not have been written.
+
+    :attr:`jobs` are the jobs. Put the same objects again (``await jobs.put(error.jobs[0])`` or
+    ``put_many(error.jobs)``): a job that is there already is left alone, so each ends up there once.
+    """
+
+    def __init__(self, jobs: Sequence[Job], cause: BaseException) -> None:
+        super().__init__(
+            f"no answer for {len(jobs)} job(s), written or not ({type(cause).__name__}: {str(cause)[:200]}): put the "
+            "same jobs again, they are in this error's .jobs and a second put of the same job is harmless"
+        )
+        self.jobs = list(jobs)
+
+
+class JobError(StreamJobsError):
+    """Something about one job."""
+
+
+class JobNotFound(JobError):  # noqa: N818
+    """No job has this id."""
+
+    def __init__(self, id_: object) -> None:
+        super().__init__(f"no job with _id {id_!r} in this collection")
+
+
+class JobState(JobError):  # noqa: N818
+    """The job's status does not allow what was asked."""
+
+    def __init__(self, id_: object, what: str, status: object, fix: str) -> None:
+        super().__init__(f"cannot {what} job {id_!s}: it is {status!s}; {fix}")
+
+
+class BadData(JobError):  # noqa: N818
+    """A job's data does not fit its handler's parameters; the message names the parameter."""
+
+
+class UnreadableJob(JobError):  # noqa: N818
+    """A document that can't be a job; :attr:`problem` says why."""
+
+    def __init__(self, id_: object, problem: str) -> None:
+        super().__init__(f"document {id_!r} can't be a job: {problem}")
+        self.id = id_
+        self.problem = problem
+
+
+class HandlerError(StreamJobsError):
+    """A handler is missing, or two were registered for one kind."""
+
+
+class LeaseLost(StreamJobsError):  # noqa: N818
+    """This try no longer holds its job: its runner could not renew its lease in time.
+
+    Raised by the library's calls inside a handler. Stop what you do: another runner has the job, or will.
+    """
+
+    def __init__(self, id_: Any) -> None:
+        super().__init__(
+            f"job {id_!s} is no longer held by this try: its runner could not renew its lease in time and "
+            "another runner may start it; stop here, nothing of this try will be recorded but its loss"
+        )

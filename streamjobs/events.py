@@ -1,0 +1,289 @@
+"""Every event: the catalogue, which is part of the API, and the one place that emits.
+
+An event is one structured line through structlog, where the application has configured structlog; its
+configuration is never touched. Where it has not, only warnings and worse are built, and go to the standard
+library's logger ``streamjobs``. ``docs/events.md`` and ``docs/events.schema.json`` are made from
+:data:`CATALOGUE` by ``python -m streamjobs.events``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+Listener = Callable[[str, str, dict[str, Any]], None]
+
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+#: Fields by name: JSON type, unit or meaning. A field means the same in every event.
+FIELDS: dict[str, tuple[str, str]] = {
+    "runner": ("string", "the runner's name"),
+    "owner": ("string", "the runner's id in leases, fresh for each run"),
+    "job": ("string", "_id of the job"),
+    "kind": ("string", "kind of the job"),
+    "kinds": ("array", "kinds, as texts"),
+    "number": ("integer", "number of the try, from 1"),
+    "count": ("integer", "how many jobs"),
+    "asked": ("integer", "how many were tried"),
+    "source": ("string", "what told of the job: put, stream, read, timer"),
+    "status": ("string", "the job's status after it"),
+    "outcome": (
+        "string",
+        "success, failure, snoozed, cancelled, released, interrupted or lost",
+    ),
+    "error": ("string", "type of the error"),
+    "message": ("string", "text of the error or reason, cut at 1,000 characters"),
+    "due": ("number", "when the job was due (an ASAP job: created), ms since 1970 UTC on the server's clock"),
+    "seen_ms": ("number", "ms from due to when this runner knew of it"),
+    "claimed_ms": ("number", "ms from due to the reply of the claim"),
+    "started_ms": ("number", "ms from due to the handler's first line; absent if it was not called"),
+    "ended_ms": ("number", "ms from due to the handler's end"),
+    "recorded_ms": ("number", "ms from due to the reply that recorded the outcome"),
+    "offset_ms": ("number", "the server's clock minus this host's, ms, as estimated"),
+    "took_ms": ("number", "ms that the call took"),
+    "state": ("string", "connecting, live, gap, degraded, refused, closed"),
+    "reason": ("string", "why"),
+    "code": ("integer", "the server's error code"),
+    "retry_in": ("number", "seconds until the next attempt"),
+    "names": ("array", "names, as texts"),
+    "fix": ("string", "what to do about it"),
+    "held": ("integer", "jobs held at the moment"),
+    "slots": ("integer", "how many jobs it holds at most"),
+    "since_ms": ("number", "ms since it began"),
+    "pid": ("integer", "process id"),
+    "host": ("string", "host name"),
+    "taken": ("string", "id of the runner whose jobs were taken back"),
+    "lease": ("number", "the lease, seconds"),
+    "delay": ("number", "seconds asked for"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One entry of the catalogue. ``level`` is the usual one; ``levels`` are all that it may have."""
+
+    name: str
+    level: str
+    when: str
+    fields: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+
+
+_RUN = ("runner", "owner")
+_TRY = ("job", "kind", "number", *_RUN)
+
+CATALOGUE: dict[str, Event] = {
+    event.name: event
+    for event in (
+        Event("job.put", "info", "A put or put_many was acknowledged.", ("count", "kinds", "took_ms"), ("job",)),
+        Event("job.retried", "info", "An operator or program made a job new again.", ("job", "status")),
+        Event("job.cancelled", "info", "A waiting job was cancelled.", ("job", "status", "reason")),
+        Event("job.woken", "debug", "This runner learnt of a job.", ("job", "kind", "source", *_RUN)),
+        Event(
+            "job.unreadable",
+            "warning",
+            "A document that can't be a job was met; it is left as it is. Once per process and document.",
+            ("job", "reason", *_RUN),
+        ),
+        Event("claim", "debug", "A call that claimed jobs was answered.", ("count", "asked", "took_ms", *_RUN)),
+        Event("claim.unknown", "warning", "A claim got no answer; it is being settled.", ("asked", "error", "message", *_RUN)),
+        Event("claim.settled", "info", "A claim without an answer was looked up.", ("count", "asked", *_RUN)),
+        Event("try.started", "debug", "A handler is about to be called.", _TRY),
+        Event(
+            "try",
+            "info",
+            "A try ended and its outcome was recorded. Warning for failures and losses.",
+            (*_TRY, "outcome", "status", "due", "seen_ms", "claimed_ms", "ended_ms", "recorded_ms", "offset_ms"),
+            ("started_ms", "error", "message", "delay"),
+            ("info", "warning"),
+        ),
+        Event("outcome.kept", "warning", "Outcomes could not be written; they are kept and written again.", ("count", "error", "message", *_RUN)),
+        Event("outcome.lost", "error", "The outcome came after the lease was taken: it is not recorded.", _TRY, ("outcome", "reason")),
+        Event("outcome.overflow", "error", "The document had no room for its try; failed with a short one.", _TRY, ("message",)),
+        Event("handler.cancelled", "warning", "A running handler was cancelled.", (*_TRY, "reason")),
+        Event("handler.stuck", "warning", "Stop's deadline passed and a handler still runs; it stays held.", (*_TRY, "since_ms")),
+        Event("lease.registered", "info", "The runner's record was written; it may claim.", (*_RUN, "lease")),
+        Event("lease.late", "warning", "A renewal failed; it is repeated. Once per outage.", (*_RUN, "error", "message")),
+        Event("lease.renewed", "info", "Renewals succeed again.", _RUN),
+        Event("lease.untrusted", "error", "The lease could not be renewed in time: what was held is given up.", (*_RUN, "held")),
+        Event("lease.lost", "error", "The record was fenced or is gone: what was held is lost; a fresh owner registers.", (*_RUN, "held", "reason")),
+        Event("takeback", "warning", "Jobs of a runner that is gone were freed.", (*_RUN, "taken", "count", "reason")),
+        Event("orphans.released", "warning", "Jobs that named this runner without its knowledge were released.", (*_RUN, "count")),
+        Event(
+            "stream.state",
+            "info",
+            "The stream's state changed. Warning for gap and degraded, error for refused.",
+            (*_RUN, "state", "reason"),
+            ("code", "retry_in", "since_ms"),
+            ("info", "warning", "error"),
+        ),
+        Event("server.away", "warning", "A command of the runner failed; it is repeated. Once per outage.", (*_RUN, "error", "message")),
+        Event("server.back", "info", "The runner's commands succeed again.", _RUN),
+        Event("indexes.missing", "warning", "Declared indexes are not there.", (*_RUN, "names", "fix")),
+        Event("runner.started", "info", "The runner is registered and its stream is open.", (*_RUN, "kinds", "slots", "pid", "host", "lease")),
+        Event("runner.stopping", "info", "Stop was asked; no more claims.", (*_RUN, "reason", "held")),
+        Event("runner.stopped", "info", "The runner has stopped.", (*_RUN, "held", "took_ms")),
+        Event("runner.failed", "error", "The runner stopped because of an error of its own.", (*_RUN, "error", "message")),
+        Event("listener.failed", "error", "A function given to subscribe() raised.", ("error", "message")),
+    )
+}  # fmt: skip
+
+_listeners: list[Listener] = []
+_logger: Any = structlog.get_logger("streamjobs")
+_stdlib = logging.getLogger("streamjobs")
+
+
+def wanted(level: str) -> bool:
+    """Whether anyone would see an event of this level: ask before building one in a hot path."""
+    if _listeners:
+        return True
+    number = _LEVELS[level]
+    if not structlog.is_configured():
+        return number >= logging.WARNING and _stdlib.isEnabledFor(number)
+    bound = _logger.bind()
+    ask = getattr(bound, "is_enabled_for", None) or getattr(bound, "isEnabledFor", None)
+    return True if ask is None else bool(ask(number))
+
+
+def emit(name: str, *, level: str | None = None, **fields: Any) -> None:
+    """Emit an event of the catalogue; fields that are None are left out."""
+    level = level or CATALOGUE[name].level
+    if not wanted(level):
+        return
+    told = {key: _plain(key, value) for key, value in fields.items() if value is not None}
+    for listener in tuple(_listeners):
+        try:
+            listener(name, level, dict(told))
+        except Exception as error:  # noqa: BLE001 - a listener may harm nothing
+            _log("listener.failed", "error", {"error": type(error).__name__, "message": str(error)[:1000]})
+    try:
+        _log(name, level, told)
+    except Exception:  # noqa: BLE001 - nor may a full disk behind the application's logging
+        with suppress(Exception):
+            _stdlib.warning("the event %s could not be logged", name, exc_info=True)
+
+
+def _log(name: str, level: str, told: dict[str, Any]) -> None:
+    if structlog.is_configured():
+        getattr(_logger, level)(name, **told)
+    elif _LEVELS[level] >= logging.WARNING:
+        _stdlib.log(
+            _LEVELS[level], "%s %s", name, " ".join(f"{key}={value!r}" for key, value in told.items())
+        )
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A value as the JSON type that its field has."""
+    kind = FIELDS[name][0]
+    if kind == "array":
+        return [str(item) for item in value]
+    if kind == "string":
+        return str(value)
+    return int(value) if kind == "integer" else round(float(value), 3)
+
+
+def about(error: BaseException) -> dict[str, str]:
+    """The fields ``error`` and ``message`` of an exception."""
+    return {"error": type(error).__name__, "message": printable(str(error))[:1000]}
+
+
+def printable(text: str) -> str:
+    """A text without lone surrogates, which no log could encode."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+@contextmanager
+def subscribe(listener: Listener) -> Generator[None, None, None]:
+    """Call ``listener(name, level, fields)`` for every event while the context is open.
+
+    Called where the event happens, in the event loop or a thread: be quick, and do not block.
+    """
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.remove(listener)
+
+
+def job_logger(**bound: Any) -> Any:
+    """What a handler gets as ``job.log``: structlog where configured, else the stdlib logger ``streamjobs.job``."""
+    if structlog.is_configured():
+        return structlog.get_logger("streamjobs.job").bind(**bound)
+    return structlog.wrap_logger(
+        logging.getLogger("streamjobs.job"),
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+    ).bind(**bound)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of an event as a JSON line of the command line's ``--log json``."""
+
+    def one(event: Event) -> dict[str, Any]:
+        names = ("event", "level", "timestamp", *event.fields)
+        properties: dict[str, Any] = {
+            "event": {"const": event.name},
+            "level": {"enum": list(event.levels or (event.level,))},
+            "timestamp": {"type": "string", "format": "date-time"},
+        }
+        for name in (*event.fields, *event.optional):
+            kind, text = FIELDS[name]
+            properties[name] = {"type": kind, "description": text}
+        return {
+            "title": event.name,
+            "description": event.when,
+            "type": "object",
+            "properties": properties,
+            "required": list(names),
+            "additionalProperties": False,
+        }
+
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "streamjobs event",
+        "oneOf": [one(event) for event in CATALOGUE.values()],
+    }
+
+
+def page() -> str:
+    """The catalogue as Markdown."""
+    lines = [
+        "# Events",
+        "",
+        "Made from `streamjobs/events.py` by `python -m streamjobs.events`; names, fields and units are frozen.",
+        "Every event also has `event` (its name), `level` and, on the command line, `timestamp` (UTC, ISO 8601).",
+        "[`events.schema.json`](events.schema.json) is the same as a JSON Schema.",
+        "",
+        "| event | level | when | fields |",
+        "|---|---|---|---|",
+    ]
+    for event in CATALOGUE.values():
+        told = ", ".join([f"`{name}`" for name in event.fields] + [f"(`{name}`)" for name in event.optional])
+        lines.append(
+            f"| `{event.name}` | {' or '.join(event.levels or (event.level,))} | {event.when} | {told} |"
+        )
+    lines += ["", "Fields in brackets may be absent.", "", "| field | type | meaning |", "|---|---|---|"]
+    lines += [f"| `{name}` | {kind} | {text} |" for name, (kind, text) in FIELDS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _write_docs() -> None:
+    from pathlib import Path  # noqa: PLC0415 - only when run as a script
+
+    docs = Path(__file__).parent.parent / "docs"
+    (docs / "events.md").write_text(page(), encoding="utf-8")
+    (docs / "events.schema.json").write_text(json.dumps(schema(), indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    _write_docs()

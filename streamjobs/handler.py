@@ -1,0 +1,186 @@
+"""Handlers: which function runs a kind, how its parameters are filled, what it may return."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, cast
+from uuid import UUID
+
+import msgspec
+
+from streamjobs.errors import BadArgument, BadData, HandlerError
+from streamjobs.job import Job, check_kind
+
+_MAX_DELAY = 100 * 365 * 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Snooze:
+    """Returned by a handler: run this job again after ``delay`` seconds, without using an attempt."""
+
+    delay: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "delay", seconds("delay", self.delay))  # also of a timedelta
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Returned by a handler: this job is cancelled for good, with a reason that is kept in the document."""
+
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(cast("Any", self.reason), str):
+            raise BadArgument("reason", self.reason, "give a text")
+
+
+def seconds(name: str, value: float | timedelta) -> float:
+    """A span as seconds; refuses what is no number, not finite, negative or over a century."""
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    good = isinstance(cast("Any", number), (int, float)) and not isinstance(number, bool)
+    if not good or not math.isfinite(number) or not 0 <= number <= _MAX_DELAY:
+        raise BadArgument(name, value, "give seconds (a number or timedelta) from 0 to a hundred years")
+    return float(number)
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A function and the kind it runs.
+
+    Attributes:
+        kind: the kind of its jobs.
+        function: takes the job, typed parameters filled from its data, or both.
+        retries: attempts in all that put writes for this kind (0 and 1 both mean one).
+        retry_interval: seconds between a failed try and the next, as put writes it.
+        asynchronous: whether it is a coroutine function; others run in threads.
+        arguments: makes the keyword or positional arguments of a call from a job.
+
+    """
+
+    kind: str
+    function: Callable[..., Any]
+    retries: int = 0
+    retry_interval: float = 0.0
+    asynchronous: bool = True
+    arguments: Callable[[Job], tuple[tuple[Any, ...], dict[str, Any]]] = lambda job: ((job,), {})
+
+    @classmethod
+    def of(
+        cls, kind: str, function: Callable[..., Any], *, retries: int = 0, retry_interval: float = 0.0
+    ) -> Handler:
+        """Look at a function's parameters once, so that a mistake shows when it is registered."""
+        check_kind(kind)
+        if not callable(cast("Any", function)):
+            raise BadArgument("handler", function, "give a function")
+        if (
+            isinstance(cast("Any", retries), bool)
+            or not isinstance(cast("Any", retries), int)
+            or not 0 <= retries < 2**31
+        ):
+            raise BadArgument("retries", retries, "give a whole number from 0: attempts in all")
+        return cls(
+            kind,
+            function,
+            retries,
+            seconds("retry_interval", retry_interval),
+            is_async(function),
+            _filler(kind, function),
+        )
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether a call gives a coroutine: functions, partials, methods and objects with an async __call__."""
+    while isinstance(function, functools.partial):
+        function = cast("Callable[..., Any]", function.func)
+    call = getattr(type(function), "__call__", None)  # noqa: B004 - its sort is asked for, not whether it is there
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+
+
+def _filler(
+    kind: str, function: Callable[..., Any]
+) -> Callable[[Job], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """How to call a function: which parameters are the job, which come from its data."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+        hints = typing.get_type_hints(inspect.unwrap(_plain(function)), include_extras=True)
+    except Exception as error:  # an annotation is evaluated, so it can raise anything
+        raise HandlerError(f"handler of {kind!r}: its parameters can't be read ({error})") from error
+    places: list[tuple[str, Any, inspect.Parameter]] = []
+    rest = False
+    for parameter in parameters:
+        hint = hints.get(parameter.name, Any)
+        if parameter.kind is parameter.VAR_KEYWORD:
+            rest = True
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            raise HandlerError(
+                f"handler of {kind!r}: *{parameter.name} can't be filled from data; name the parameters"
+            )
+        elif hint is Job or (parameter.name == "job" and hint is Any):
+            places.append((parameter.name, Job, parameter))
+        else:
+            places.append((parameter.name, hint, parameter))
+    known = {name for name, hint, _ in places if hint is not Job}
+
+    def arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        values = [(p, job if hint is Job else _value(job, name, hint, p)) for name, hint, p in places]
+        named = {p.name: value for p, value in values if p.kind is not p.POSITIONAL_ONLY}
+        extra = {key: value for key, value in job.data.items() if key not in known}
+        if rest:
+            named.update((key, value) for key, value in extra.items() if key not in named)
+        elif extra and known:
+            raise BadData(
+                f"data has {sorted(extra)!r}, which the handler of {kind!r} does not take; add the parameter or **rest"
+            )
+        return tuple(value for p, value in values if p.kind is p.POSITIONAL_ONLY), named
+
+    return arguments
+
+
+def _plain(function: Callable[..., Any]) -> Any:
+    while isinstance(function, functools.partial):
+        function = cast("Callable[..., Any]", function.func)
+    return function if inspect.isroutine(function) else getattr(function, "__call__", function)  # noqa: B004
+
+
+def _value(job: Job, name: str, hint: Any, parameter: inspect.Parameter) -> Any:
+    if name not in job.data:
+        if parameter.default is not parameter.empty:
+            return parameter.default
+        raise BadData(f"parameter {name!r} is missing from the data of a {job.kind!r} job")
+    if hint is Any:
+        return job.data[name]
+    try:
+        return msgspec.convert(
+            _builtin(job.data[name]), hint, builtin_types=(datetime, bytes, UUID), dec_hook=_foreign
+        )
+    except msgspec.ValidationError as error:
+        raise BadData(f"parameter {name!r} of a {job.kind!r} job: {error}") from error
+
+
+def _builtin(value: Any) -> Any:
+    """BSON's own numbers as plain ones, which is what a type check expects."""
+    if isinstance(value, Mapping):
+        return {key: _builtin(item) for key, item in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list):
+        return [_builtin(item) for item in cast("list[Any]", value)]
+    return int(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _foreign(wanted: type[Any], value: Any) -> Any:
+    """Types that msgspec does not know: pydantic models, and values that already are of the type."""
+    validate = getattr(wanted, "model_validate", None)
+    if validate is not None:
+        try:
+            return validate(value)
+        except ValueError as error:
+            raise msgspec.ValidationError(str(error)) from error
+    if isinstance(value, wanted):
+        return value
+    raise msgspec.ValidationError(f"Expected `{wanted.__name__}`, got `{type(value).__name__}`")

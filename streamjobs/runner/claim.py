@@ -1,0 +1,336 @@
+"""Claiming: candidates and free slots → jobs in hand.
+
+One loop with at most one round trip under way; what is offered meanwhile goes with the next. Jobs that are
+held never exceed the slots.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pymongo
+from bson.datetime_ms import DatetimeMS
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import OperationFailure, PyMongoError
+
+from streamjobs import events
+from streamjobs.clients import COMMAND_TIMEOUT
+from streamjobs.clock import ServerClock, boot
+from streamjobs.errors import UnreadableJob
+from streamjobs.handler import Handler
+from streamjobs.job import RUNNABLE, Job, date_ms, id_key, problem_of
+from streamjobs.runner.backlog import Backlog, Candidate, Range
+from streamjobs.runner.held import Ended, Held
+from streamjobs.runner.lease import Trust
+from streamjobs.runner.store import Store, candidate_of
+
+_AHEAD_MS = 0.5  # a timer fires this late, so that the server's clock agrees more often than not
+_EARLY_MS = 2
+_SPREAD = 64  # at most: how far apart competing runners choose
+_AHEAD = 200  # candidates that are looked at with those that were missed
+_BACKOFF = 1.0
+_NEVER = frozenset({121, 10334, 17419, 17420})
+
+
+class Claimer:
+    """The claim loop.
+
+    Args:
+        start: called with each job in hand.
+        unusable: called with one that was claimed and can't be decoded, and how it ended.
+
+    """
+
+    def __init__(
+        self, store: Store, backlog: Backlog, clock: ServerClock, trust: Trust, handlers: Mapping[str, Handler],
+        slots: int, runner: str, start: Callable[[Held], None], unusable: Callable[[Held, Ended], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._backlog = backlog
+        self._clock = clock
+        self._trust = trust
+        self._handlers = handlers
+        self._slots = slots
+        self._half = -(-slots // 2)  # at a time, so that one half is claimed while the other is recorded
+        self._runner = runner
+        self._start = start
+        self._unusable = unusable
+        self._wake = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._unsettled: list[tuple[str, str, Sequence[Candidate]]] = []
+        self._strays: list[Any] = []
+        self._refused: set[str] = set()  # tokens whose outcome the server did not take
+        self._away = False
+        self._cautious = 0  # claims to make one by one, after one that the server refused
+        self._spread = 1
+        self._stopping = False
+        self.ended = asyncio.Event()  # not running
+        self.ended.set()
+        self.held: dict[tuple[str, Any], Held] = {}
+        self.in_flight: set[str] = set()
+
+    def wake(self) -> None:
+        """Something may have become claimable: a candidate, a slot, trust."""
+        self._wake.set()
+
+    def look_up(self, id_: Any) -> None:
+        """Someone made this job claimable without saying what it is: read it before claiming."""
+        self._strays.append(id_)
+        self.wake()
+
+    def stop(self) -> None:
+        """Claim no more; :meth:`run` returns when the round trip under way is over."""
+        self._stopping = True
+        self.wake()
+
+    def settled(self, held: Held) -> None:
+        """The outcome of a job in hand is settled: its slot is free."""
+        self.held.pop((held.token, id_key(held.job.id)), None)
+        if held.refused:
+            self._refused.add(held.token)
+        self.wake()
+
+    @property
+    def tokens(self) -> set[str]:
+        """The tokens that this runner knows it holds, or may."""
+        # after the end nobody settles any more: what landed is released as an orphan
+        unsettled = (
+            set[str]() if self._stopping and self.ended.is_set() else {one[1] for one in self._unsettled}
+        )
+        return {held.token for held in self.held.values()} | self.in_flight | unsettled | self._refused
+
+    async def run(self) -> None:
+        """The loop; returns after :meth:`stop`."""
+        delay = 0.05
+        self.ended.clear()
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                try:
+                    with pymongo.timeout(COMMAND_TIMEOUT):
+                        busy = await self._step()
+                except (PyMongoError, BSONError) as error:
+                    self._failed(error)
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, _BACKOFF)
+                    continue
+                delay = delay if self._away else 0.05
+                if not busy and not self._stopping:
+                    self._arm()
+                    await self._wake.wait()
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+            self.ended.set()
+
+    async def _step(self) -> bool:
+        """One round trip, if there is a reason for one."""
+        if not self._trust.holds():
+            return False
+        if self._unsettled:
+            await self._settle()
+            return True
+        if self._strays:
+            await self._read_strays()
+            return True
+        self._backlog.fire(self._clock.now_ms() - _AHEAD_MS)
+        free = self._slots - len(self.held)
+        found = (
+            self._backlog.next(1 if self._cautious else min(free, self._half), self._spread)
+            if free > 0
+            else None
+        )
+        if found is None:
+            return False
+        if isinstance(found, Range):
+            await self._read(found)
+        else:
+            await self._claim(found)
+        self._back()
+        return True
+
+    async def _read(self, home: Range) -> None:
+        home.reading = True
+        try:
+            until = round(self._clock.now_ms()) + self._backlog.horizon_ms
+            rows, full = await self._store.page(home, until)
+        finally:
+            home.reading = False
+        good = self._candidates(rows, "read")
+        last = _last(rows, home)
+        self._backlog.page(home, good, full and last is not None, self._clock.now_ms(), last)
+
+    async def _read_strays(self) -> None:
+        ids, self._strays = self._strays[:1000], self._strays[1000:]
+        try:
+            rows = await self._store.rows(ids)
+        except PyMongoError:
+            self._strays += ids
+            raise
+        for candidate in self._candidates(rows, "stream"):
+            self._backlog.offer(candidate, self._clock.now_ms())
+
+    def _candidates(self, rows: Sequence[Mapping[str, Any]], source: str) -> list[Candidate]:
+        """Those rows that can be jobs; the others are reported."""
+        good: list[Candidate] = []
+        for row in rows:
+            candidate = candidate_of(row, source)
+            if candidate is None:
+                self.unreadable(
+                    row.get("_id"), problem_of({"data": {}, **row}) or "its fields have the wrong types"
+                )
+            else:
+                good.append(candidate)
+        return good
+
+    async def _claim(self, wanted: Sequence[Candidate]) -> None:
+        token, owner, sent = secrets.token_hex(12), self._trust.owner, boot()
+        ids = [one.id for one in wanted]
+        self.in_flight.add(token)
+        try:
+            documents = await self._store.claim(ids, self._handlers.keys(), owner, token)
+        except PyMongoError as error:
+            if _is_refusal(error) and len(ids) == 1:
+                self.unreadable(ids[0], f"the server refuses to claim it: {error}"[:500])
+                return
+            self._cautious = len(ids) if _is_refusal(error) else 0
+            self._unsettled.append((owner, token, wanted))
+            about = events.about(error)
+            events.emit("claim.unknown", asked=len(ids), runner=self._runner, owner=owner, **about)
+            raise
+        finally:
+            self.in_flight.discard(token)
+        self._cautious = max(0, self._cautious - 1)
+        taken = self._take(documents, wanted, owner, token)
+        if events.wanted("debug"):
+            took = (boot() - sent) * 1000
+            events.emit("claim", count=taken, asked=len(ids), took_ms=took, runner=self._runner, owner=owner)
+        if taken == len(ids):
+            self._spread = max(1, self._spread // 2)
+        else:
+            if 2 * taken <= len(ids):
+                self._spread = min(_SPREAD, 2 * self._spread)
+            await self._judge([one for one in wanted if (token, one.name) not in self.held])
+
+    async def _settle(self) -> None:
+        """Look up a claim that got no answer; what lands later still is released as an orphan."""
+        owner, token, wanted = self._unsettled[0]
+        found = [await self._store.surely_claimed(one.id, token) for one in wanted]
+        self._unsettled.pop(0)
+        count = self._take([one for one in found if one is not None], wanted, owner, token)
+        events.emit("claim.settled", count=count, asked=len(wanted), runner=self._runner, owner=owner)
+        now = self._clock.now_ms()
+        for one, document in zip(wanted, found, strict=True):
+            if document is None:
+                self._backlog.again(one, max(one.runat, round(now)))
+
+    def _take(
+        self, documents: Sequence[RawBSONDocument], wanted: Sequence[Candidate], owner: str, token: str
+    ) -> int:
+        """Begin what was claimed; how many."""
+        known = {one.name: one for one in wanted}
+        order = {one.name: place for place, one in enumerate(wanted)}
+        taken: list[tuple[int, Held, Ended | None]] = []
+        for document in documents:
+            held, problem = self._hold(document, known, owner, token)
+            if held is not None:
+                taken.append((order.get(id_key(held.job.id), 0), held, problem))
+        for _, held, problem in sorted(taken, key=lambda one: one[0]):
+            self.held[token, id_key(held.job.id)] = held
+            if problem is not None:
+                self._unusable(held, problem)
+            else:
+                self._start(held)
+        return len(taken)
+
+    def _hold(
+        self, document: RawBSONDocument, known: Mapping[Any, Candidate], owner: str, token: str
+    ) -> tuple[Held | None, Ended | None]:
+        try:
+            lease: Any = document.get("lease") or {}
+            if lease.get("token") != token:
+                return None, None
+        except BSONError:
+            return None, None  # not even its fields can be told apart; its lease frees it
+        now, problem = boot(), None
+        try:
+            job = Job.from_document(document)
+        except UnreadableJob as error:
+            one = known[id_key(error.id)]
+            job = Job(error.id, one.kind, runat=DatetimeMS(one.runat))
+            problem = Ended("failure", str(error), "UnreadableJob")
+        candidate = known.get(id_key(job.id))
+        since = [date_ms(one) for one in (job.created if job.asap else job.runat, lease.get("back"))]
+        due = max((one for one in since if one is not None), default=None)
+        held = Held(
+            job=job, handler=self._handlers[job.kind], runner=self._runner, owner=owner, token=token,
+            claimed_at=lease.get("claimed"), due=float(due if due is not None else self._clock.now_ms()),
+            seen=now if candidate is None else candidate.seen, claimed=now, vouch=self._trust,
+        )  # fmt: skip
+        return held, problem
+
+    async def _judge(self, missed: Sequence[Candidate]) -> None:
+        """Look at what was not claimed: taken by another runner, not due yet, or no job."""
+        ahead = self._backlog.ahead(_AHEAD)
+        to_be_had: set[Any] = set()
+        looked_at = {one.name for one in missed}
+        for row in await self._store.rows([one.id for one in [*missed, *ahead]]):
+            if row.get("status") not in RUNNABLE and isinstance(row.get("status"), int):
+                continue
+            name = id_key(row["_id"])
+            to_be_had.add(name)
+            if name not in looked_at:
+                continue
+            problem = problem_of(row)
+            candidate = candidate_of(row, "timer")
+            if problem is not None or candidate is None:
+                self.unreadable(row["_id"], problem or "its fields have the wrong types")
+            else:  # the estimate of the server's clock is early: a little later, again
+                now = round(self._clock.now_ms())
+                self._backlog.again(candidate, max(candidate.runat, now + _EARLY_MS))
+        self._backlog.drop({one.name for one in ahead} - to_be_had)
+
+    def unreadable(self, id_: Any, problem: str) -> None:
+        """Report a document that can't be a job, once."""
+        if self._backlog.unreadable(id_):
+            events.emit(
+                "job.unreadable", job=id_, reason=problem, runner=self._runner, owner=self._trust.owner
+            )
+
+    def _arm(self) -> None:
+        """Wake when the next timer is due."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self._backlog.next_timer
+        if due is not None:
+            wait = max(0.0, (due + _AHEAD_MS - self._clock.now_ms()) / 1000)
+            self._timer = asyncio.get_running_loop().call_later(wait, self.wake)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._away:
+            self._away = True
+            events.emit("server.away", runner=self._runner, owner=self._trust.owner, **events.about(error))
+
+    def _back(self) -> None:
+        if self._away:
+            self._away = False
+            events.emit("server.back", runner=self._runner, owner=self._trust.owner)
+
+
+def _last(rows: Sequence[Mapping[str, Any]], home: Range) -> Candidate | None:
+    """Where a page ends, whether or not its last row can be a job."""
+    for row in reversed(rows):
+        last = candidate_of({**row, "kind": home.kind, "status": home.status}, "read")
+        if last is not None:
+            return last
+    return None
+
+
+def _is_refusal(error: PyMongoError) -> bool:
+    """Whether the server will never claim this: a validator, or a document without room for a lease."""
+    return isinstance(error, OperationFailure) and error.code in _NEVER

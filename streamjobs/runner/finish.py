@@ -1,0 +1,269 @@
+"""Finishing: outcome → one fenced write with the try in it → event.
+
+One plain task, outside every cancel scope, with at most one round trip under way; what ends meanwhile goes
+with the next. An outcome that can't be written is kept and written again: the token in its filter makes
+that safe, and tells afterwards whether an earlier write has landed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import UpdateOne
+from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError, WriteConcernError, WriteError
+
+from streamjobs import events, transitions
+from streamjobs.clients import COMMAND_TIMEOUT
+from streamjobs.clock import ServerClock, boot
+from streamjobs.job import Status
+from streamjobs.runner.held import Ended, Held
+from streamjobs.runner.store import Store
+from streamjobs.transitions import Change
+
+#: Errors of one write that pass by themselves: conflicts, elections, shutdowns, time limits.
+_PASSING = frozenset({50, 89, 91, 112, 189, 262, 10107, 11600, 11602, 13435, 13436, 251, 246})
+_BATCH = 200
+
+
+def change_of(held: Held, ended: Ended, owner: str, clock: ServerClock) -> Change:
+    """The transition that an outcome is."""
+    claim = held.claim(owner, secrets.randbits(31), clock)
+    match ended.outcome:
+        case "success":
+            return transitions.succeed(claim)
+        case "snoozed":
+            return transitions.snooze(claim, round((ended.delay or 0.0) * 1000))
+        case "cancelled":
+            return transitions.cancel_by_handler(claim, ended.text)
+        case "released":
+            return transitions.release(claim, ended.text)
+        case "interrupted":
+            return transitions.interrupt(claim, ended.text)
+        case "lost":
+            return transitions.lose(claim, ended.text)
+        case _:
+            return transitions.fail(claim, ended.text, ended.trace)
+
+
+@dataclass(slots=True, eq=False)
+class _Write:
+    held: Held
+    ended: Ended
+    change: Change
+    refused: int = 0  # times that the server refused just this write
+
+    @property
+    def status(self) -> Status:
+        """The job's status after it."""
+        return Status(self._fields["status"]["$literal"])
+
+    @property
+    def after_ms(self) -> int | None:
+        """In how many milliseconds the job is due again, where that changes."""
+        runat = self._fields.get("runat")
+        return None if runat is None else int(runat["$dateAdd"]["amount"])
+
+    @property
+    def _fields(self) -> dict[str, Any]:
+        fields: dict[str, Any] = self.change[1][0]["$set"]
+        return fields
+
+
+class Finisher:
+    """Writes outcomes in the order they come.
+
+    Attributes:
+        done: called with each job whose outcome is settled, its status (INVALID where it was not recorded) and
+            in how many milliseconds it is due again, where that changed.
+
+    """
+
+    def __init__(self, store: Store, clock: ServerClock, owner: Callable[[], str], runner: str) -> None:
+        self._store = store
+        self._clock = clock
+        self._owner = owner
+        self._runner = runner
+        self._waiting: list[_Write] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._kept = False
+        self.done: Callable[[Held, Status, int | None], None] = lambda _held, _status, _after: None
+
+    def put(self, held: Held, ended: Ended) -> None:
+        """Have an outcome written."""
+        self._waiting.append(_Write(held, ended, change_of(held, ended, self._owner(), self._clock)))
+        self._idle.clear()
+        self._wake.set()
+
+    @property
+    def behind(self) -> bool:
+        """Whether outcomes could not be written: the server is away."""
+        return self._kept
+
+    async def flushed(self) -> None:
+        """Wait until nothing is left to write."""
+        await self._idle.wait()
+
+    def write_late(self, jobs: Any, held: Held, ended: Ended) -> None:
+        """Write one outcome through a synchronous collection, after the loop that would have done it."""
+        write = _Write(held, ended, change_of(held, ended, self._owner(), self._clock))
+        matched = jobs.update_one(*write.change).matched_count
+        self.done = lambda _held, _status, _after: None
+        if matched:
+            self._recorded(write)
+        else:
+            self._not_recorded(write, "the job is no longer held by this try")
+
+    def give_up(self, held: Held, ended: Ended, why: str) -> None:
+        """Say that an outcome can't be written."""
+        self._not_recorded(
+            _Write(held, ended, change_of(held, ended, self._owner(), self._clock)), why[:1000]
+        )
+
+    async def run(self) -> None:
+        """The task; ends by being cancelled."""
+        delay = 0.05
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                batch = self._waiting[:_BATCH]
+                settled: list[_Write] = []
+                try:
+                    with pymongo.timeout(COMMAND_TIMEOUT):
+                        settled = await self._write(batch)
+                except (PyMongoError, BSONError) as error:
+                    self._keep(error)
+                gone = set(map(id, settled))
+                self._waiting = [one for one in self._waiting if id(one) not in gone]
+                if len(settled) == len(batch):
+                    delay, self._kept = 0.05, False
+                else:
+                    await asyncio.sleep(delay)
+                    delay = min(2 * delay, 1.0)
+            self._idle.set()
+
+    def _keep(self, error: Exception) -> None:
+        if not self._kept:
+            self._kept = True
+            about = events.about(error)
+            events.emit(
+                "outcome.kept", count=len(self._waiting), runner=self._runner, owner=self._owner(), **about
+            )
+
+    async def _write(self, batch: list[_Write]) -> list[_Write]:
+        """Write a batch; those that are settled, one way or another."""
+        failed: dict[int, Any] = {}
+        matched = 0
+        try:
+            matched = await self._send(batch)
+        except BulkWriteError as error:
+            details: Any = error.details
+            if details.get("writeConcernErrors"):
+                raise  # written, but not by a majority yet: write again, the second finds its token
+            failed = {one["index"]: one for one in details.get("writeErrors", [])}
+            matched = details.get("nMatched", 0)
+        except WriteConcernError:
+            raise
+        except (WriteError, DocumentTooLarge) as error:
+            failed = {0: {"code": getattr(error, "code", None), "errmsg": str(error)}}
+        good = [one for index, one in enumerate(batch) if index not in failed]
+        if matched == len(good):
+            for one in good:
+                self._recorded(one)
+        else:
+            good = await self._looked_up(good)
+        return good + [batch[index] for index, error in failed.items() if self._refused(batch[index], error)]
+
+    async def _send(self, batch: list[_Write]) -> int:
+        if len(batch) == 1:
+            guard, update = batch[0].change
+            return (await self._store.jobs.update_one(guard, update)).matched_count
+        writes: list[Any] = [UpdateOne(*one.change) for one in batch]
+        return (await self._store.jobs.bulk_write(writes, ordered=False)).matched_count
+
+    def _refused(self, write: _Write, error: dict[str, Any]) -> bool:
+        """The server refused just this write: repeat it, or with a short try; True when nothing helps."""
+        if error.get("code") in _PASSING:
+            return False
+        message = str(error.get("errmsg"))[:1000]
+        write.refused += 1
+        if write.refused > 1:
+            write.held.refused = True
+            self._not_recorded(write, f"the server refused it: {message}")
+            return True
+        events.emit("outcome.overflow", **write.held.about(), message=message)
+        write.change = transitions.overflow(write.held.claim(self._owner(), 0, self._clock))
+        return False
+
+    async def _looked_up(self, writes: list[_Write]) -> list[_Write]:
+        """Those that are settled; one that can't be looked up now is written again."""
+        settled: list[_Write] = []
+        for one in writes:
+            try:
+                if await self._look_up(one):
+                    settled.append(one)
+            except (PyMongoError, BSONError) as error:
+                self._keep(error)
+        return settled
+
+    async def _look_up(self, write: _Write) -> bool:
+        """Settle a write that matched nothing: it landed before, or the job was taken; True when settled."""
+        token = write.held.token
+        document = await self._store.settled(write.held.job.id) or {}
+        entry = next((one for one in _tries(document) if one.get("token") == token), None)
+        if entry is not None:
+            if entry.get("outcome") == "lost" and write.ended.outcome != "lost":
+                self._not_recorded(write, "another runner took the job back")
+            else:
+                self._recorded(write)
+            return True
+        found: Any = document.get("lease")
+        lease: Any = found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+        if lease.get("token") == token:
+            return False  # it is still ours: write it
+        known = lease or any(one.get("token") for one in _tries(document))
+        self._not_recorded(
+            write, "another try has the job" if known else "its tokens are gone: outcome unknown"
+        )
+        return True
+
+    def _recorded(self, write: _Write) -> None:
+        held, ended = write.held, write.ended
+        now = boot()
+        level = (
+            "info"
+            if ended.outcome in ("success", "snoozed", "cancelled", "released", "interrupted")
+            else "warning"
+        )
+        if events.wanted(level):
+            since = {
+                "seen_ms": held.seen, "claimed_ms": held.claimed, "started_ms": held.started,
+                "ended_ms": held.ended or now, "recorded_ms": now,
+            }  # fmt: skip
+            split = {
+                key: None if at is None else self._clock.at_ms(at) - held.due for key, at in since.items()
+            }
+            events.emit(
+                "try", level=level, **held.about(), outcome=ended.outcome, status=str(write.status), due=held.due,
+                offset_ms=self._clock.offset_ms(), error=ended.error, message=events.printable(ended.text)[:1000] or None,
+                delay=ended.delay, **split,
+            )  # fmt: skip
+        self.done(held, write.status, write.after_ms)
+
+    def _not_recorded(self, write: _Write, reason: str) -> None:
+        about = write.held.about()
+        events.emit("outcome.lost", **about, outcome=write.ended.outcome, reason=reason)
+        self.done(write.held, Status.INVALID, None)
+
+
+def _tries(document: dict[str, Any]) -> list[dict[str, Any]]:
+    tries: Any = document.get("tries")
+    return [one for one in tries if isinstance(one, dict)] if isinstance(tries, list) else []  # pyright: ignore[reportUnknownVariableType]

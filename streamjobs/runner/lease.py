@@ -1,0 +1,271 @@
+"""The lease: a record that the runner renews from a thread of its own, and the trust that follows from it.
+
+The thread has a synchronous client, so that a handler that blocks the event loop keeps its runner's jobs.
+A runner trusts its lease until the moment it *sent* the last good renewal + lease - margin, by the boot clock.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pymongo
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from streamjobs import events
+from streamjobs.clients import Source, close_sync
+from streamjobs.clock import boot
+from streamjobs.settings import Settings
+from streamjobs.transitions import Pipeline, literal
+from streamjobs.version import __version__
+
+CONTROL = "runner"
+_PREFIX = "runner:"
+_NEVER = float("-inf")
+_LAST = 0.5  # seconds for a command once the runner has stopped
+_RETRY = 0.5  # seconds between attempts while the server is away
+_STALLED = 60.0  # seconds without a turn of the event loop after which the health file is no longer touched
+
+
+def _renew_now() -> None:
+    """A command that is told from others by its identity: the next renewal is due."""
+
+
+def record_id(owner: str) -> str:
+    """``_id`` of an owner's control document."""
+    return _PREFIX + owner
+
+
+def owner_of(record: str) -> str:
+    """The owner that a control document's ``_id`` names."""
+    return record.removeprefix(_PREFIX)
+
+
+def fresh_owner() -> str:
+    """An id that no other run of any process has: host, pid and random digits."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(6)}"
+
+
+def in_ms(milliseconds: int) -> dict[str, Any]:
+    """The server's date so many milliseconds from now, as an expression."""
+    return {"$dateAdd": {"startDate": "$$NOW", "unit": "millisecond", "amount": milliseconds}}
+
+
+def fence() -> Pipeline:
+    """Mark a record as fenced if its lease is over by the server's clock; once is for ever."""
+    over = {"$lt": [{"$toLong": "$ends"}, {"$toLong": "$$NOW"}]}
+    return [{"$set": {"fenced": {"$cond": [over, "$$NOW", "$fenced"]}}}]
+
+
+class Trust:
+    """What this runner may believe of its own lease. Read from the loop and from handlers' threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._span = settings.lease - settings.margin
+        self._wait = settings.beat + settings.margin
+        self._primary: object = None
+        self.owner = ""
+        self.until = _NEVER
+        self.fence_from: float | None = None
+
+    def holds(self, owner: str | None = None) -> bool:
+        """Whether the lease of this owner (by default the present one) may be trusted now."""
+        return (owner is None or owner == self.owner) and boot() < self.until
+
+    def may_fence(self) -> bool:
+        """Whether this runner may judge others: not right after an outage, when owners come first."""
+        return self.fence_from is not None and boot() >= self.fence_from and self.holds()
+
+    def renewed(self, owner: str, sent: float, primary: object) -> None:
+        """A renewal sent at this moment was acknowledged by this primary."""
+        if self.fence_from is None or primary != self._primary:
+            self.fence_from = sent + self._wait
+        self._primary = primary
+        self.owner = owner
+        self.until = sent + self._span
+
+    def failed(self) -> None:
+        """A renewal failed."""
+        self.fence_from = None
+
+    def end(self) -> None:
+        """The record was fenced or is gone."""
+        self.until = _NEVER
+        self.fence_from = None
+
+
+class Beat(threading.Thread):
+    """Registers the runner, renews its lease, and writes what outlives the event loop.
+
+    Args:
+        tell: called in this thread with "registered", "late", "lost" or "renewed".
+        health: a file that is touched at each renewal, for probes.
+
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        kinds: Sequence[str],
+        settings: Settings,
+        tell: Callable[[str], None],
+        health: str | None = None,
+    ) -> None:
+        super().__init__(name=f"streamjobs beat {name}", daemon=True)
+        self.trust = Trust(settings)
+        self._source = source
+        self._runner = name
+        self._kinds = list(kinds)
+        self._settings = settings
+        self._tell = tell
+        self._health = None if health is None else Path(health)
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._pending = fresh_owner()
+        self._late = False
+        self._ending = False
+        self._again: list[Callable[[], None]] = []  # commands that failed, until the next renewal
+        self._turn = boot()
+        self._client: Any = None
+        self._jobs: Any = None
+        self.last_error: BaseException | None = None
+
+    def loop_turned(self) -> None:
+        """Called by the event loop now and then: it is alive."""
+        self._turn = boot()
+
+    def submit(self, write: Callable[[Any], None]) -> None:
+        """Have ``write(collection)`` called in this thread, after the loop has gone."""
+        self._commands.put(lambda: write(self._jobs))
+
+    def now(self) -> None:
+        """Renew at once: somebody touched the record."""
+        self._commands.put(_renew_now)
+
+    def finish(self) -> None:
+        """End the thread after what was submitted, each tried once more and not for long."""
+        self._ending = True
+        self._commands.put(None)
+
+    def run(self) -> None:
+        """The thread."""
+        try:
+            self._client = self._source.connect(
+                MongoClient,
+                appname="streamjobs/beat",
+                timeoutMS=int(self._settings.beat * 1000),
+                maxPoolSize=2,
+            )
+            self._jobs = self._source.jobs_of(self._client)
+            while self._obey(self._renew()):
+                pass
+        except Exception as error:  # noqa: BLE001 - without its beat a runner must stop
+            self.last_error = error
+            self._tell("broken")
+        finally:
+            if self._health is not None:
+                self._health.unlink(missing_ok=True)
+            if self._client is not None:
+                close_sync(self._client)
+
+    def _obey(self, pause: float) -> bool:
+        """Carry out commands until the next renewal is due; False when there is to be none."""
+        for failed in self._again:
+            self._commands.put(failed)
+        self._again.clear()
+        until = boot() + pause
+        while (left := until - boot()) > 0:
+            try:
+                command = self._commands.get(timeout=left)
+            except queue.Empty:
+                return True
+            if command is None:
+                return False
+            if command is _renew_now:
+                return True
+            self._attempt(command)
+        return True
+
+    def _pause(self) -> float:
+        registered = self.trust.owner == self._pending
+        return self._settings.beat if registered and not self._late else min(_RETRY, self._settings.beat)
+
+    def _renew(self) -> float:
+        """Register or renew, and draw the conclusion; seconds until the next."""
+        sent, owner = boot(), self._pending
+        new = self.trust.owner != owner
+        try:
+            with pymongo.timeout(self._settings.beat):
+                good = self._register(owner) if new else self._extend(owner)
+        except PyMongoError as error:
+            self.last_error = error
+            self.trust.failed()
+            if not self._late and not new:
+                events.emit("lease.late", runner=self._runner, owner=owner, **events.about(error))
+            if new:
+                self._pending = fresh_owner()  # it may have been written, and fenced since
+            self._late = True
+            self._tell("late")
+            return self._pause()
+        if not good:
+            self.trust.end()
+            self._pending = fresh_owner()
+            self._tell("lost")
+            return 0.0
+        late, self._late = self._late, False
+        self.trust.renewed(owner, sent, self._primary())
+        if new:
+            events.emit("lease.registered", runner=self._runner, owner=owner, lease=self._settings.lease)
+        elif late:
+            events.emit("lease.renewed", runner=self._runner, owner=owner)
+        self._touch()
+        self._tell("registered" if new else "renewed")
+        return self._pause()
+
+    def _register(self, owner: str) -> bool:
+        about = {
+            "name": self._runner,
+            "kinds": self._kinds,
+            "slots": self._settings.concurrency,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+        fields: dict[str, Any] = {key: literal(value) for key, value in about.items()}
+        fields |= {"control": literal(CONTROL), "started": "$$NOW", "ends": in_ms(self._lease_ms)}
+        self._jobs.update_one({"_id": record_id(owner)}, [{"$set": fields}], upsert=True)
+        return True
+
+    def _extend(self, owner: str) -> bool:
+        guard = {"_id": record_id(owner), "control": CONTROL, "fenced": None}
+        return bool(self._jobs.update_one(guard, [{"$set": {"ends": in_ms(self._lease_ms)}}]).matched_count)
+
+    @property
+    def _lease_ms(self) -> int:
+        return round(self._settings.lease * 1000)
+
+    def _primary(self) -> object:
+        servers = self._client.topology_description.server_descriptions().values()
+        return [(one.address, one.election_id) for one in servers if one.is_writable]
+
+    def _touch(self) -> None:
+        if self._health is not None and boot() - self._turn < _STALLED:
+            with suppress(OSError):  # a probe that finds it old is the signal
+                self._health.touch()
+
+    def _attempt(self, command: Callable[[], None]) -> None:
+        try:
+            with pymongo.timeout(min(self._settings.beat, _LAST if self._ending else self._settings.beat)):
+                command()
+        except PyMongoError as error:
+            self.last_error = error
+            if not self._ending:
+                self._again.append(command)  # the token fences it: writing it again is safe

@@ -1,0 +1,396 @@
+"""The runner: its roles put together, started, and stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import anyio
+import pymongo
+from pymongo import AsyncMongoClient
+from pymongo.errors import PyMongoError
+
+from streamjobs import clients, events, local
+from streamjobs.clients import Source
+from streamjobs.clock import ServerClock, boot
+from streamjobs.errors import BadArgument, ConfigError, ConnectError, StreamRefused
+from streamjobs.handler import Handler
+from streamjobs.indexes import missing
+from streamjobs.job import RUNNABLE, Status
+from streamjobs.runner.backlog import Backlog
+from streamjobs.runner.claim import Claimer
+from streamjobs.runner.execute import Executor
+from streamjobs.runner.finish import Finisher
+from streamjobs.runner.held import Ended, Held
+from streamjobs.runner.lease import Beat, record_id
+from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
+from streamjobs.runner.store import Store
+from streamjobs.runner.stream import Stream, refused
+from streamjobs.runner.takeback import Sweeper
+from streamjobs.runner.tasks import end_task
+from streamjobs.runner.wake import Waker
+from streamjobs.settings import Settings
+
+_POOL = 20  # connections at most, whatever the URI says: the stream keeps one, the roles a few
+_AHEAD = 5.0  # seconds beyond the period for which timers are set
+
+
+class Runner:
+    """Runs the handlers of a queue; made by :meth:`streamjobs.Queue.runner`.
+
+    Args:
+        name: as recorded in tries and events; better unique, but nothing breaks if it is not.
+        source: where clients come from.
+        handlers: by kind.
+        settings: how it behaves.
+        health: a file that is touched at each renewal while the event loop turns, for probes.
+
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: Source,
+        handlers: Mapping[str, Handler],
+        settings: Settings,
+        health: str | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:
+            raise BadArgument("name", name, "give the runner a name of 1 to 200 characters")
+        self.name = name
+        self.settings = settings
+        self.health = health
+        self._source = source
+        self._handlers = dict(handlers)
+        self._clock = ServerClock()
+        self._stopping: asyncio.Event | None = None
+        self._stopper = Stopper(settings.stop_deadline)
+        self._client: Any = None
+        self._beat: Beat | None = None
+        self._error: BaseException | None = None
+        self._finishing: asyncio.Task[None] | None = None
+        self._renaming: asyncio.Task[None] | None = None
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds it serves."""
+        return list(self._handlers)
+
+    @property
+    def owner(self) -> str:
+        """Its id in leases; fresh for each run, and after a lost lease."""
+        return "" if self._beat is None else self._beat.trust.owner
+
+    @property
+    def state(self) -> str:
+        """The stream's state: connecting, live, gap, degraded, refused, closed."""
+        stream: Stream | None = getattr(self, "_stream", None)  # made when it runs
+        return "closed" if stream is None or self.settings.poll is not None else stream.state
+
+    @property
+    def stuck(self) -> int:
+        """How many handlers outlived the stop: threads, and coroutines that swallowed their cancellation."""
+        return len(self._stopper.stuck)
+
+    def stop(self, reason: str = "stop") -> None:
+        """Ask it to stop: no new jobs, running handlers may go on until the deadline. Again: at once."""
+        self._stopper.ask(reason)
+
+    async def wait_stopped(self) -> None:
+        """Wait until stop is asked for, by whomever."""
+        await self._stopper.asked.wait()
+
+    async def run(self) -> None:
+        """Run until stopped.
+
+        Raises:
+            ConnectError: no server answers.
+            StreamRefused: the server gives no change stream, and ``poll`` was not chosen.
+
+        """
+        if self._beat is not None:
+            raise ConfigError(f"runner {self.name!r} has run already: make a new one with queue.runner(...)")
+        began = boot()
+        try:
+            if await self._stopper.unless_asked(self._open()):
+                await self._serve()
+        except BaseException as error:
+            if isinstance(error, Exception):
+                self._stopper.ask("an error", at_once=True)
+                events.emit("runner.failed", **self._who, **events.about(_one(error)))
+                raise _one(error) from None
+            self._stopper.ask("cancelled", at_once=True)
+            raise
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._close(began)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Runner, None]:
+        """Run it in the background while the context is open; stops it, in order, on leaving."""
+        task = asyncio.create_task(self.run(), name=f"streamjobs runner {self.name}")
+        ready = asyncio.create_task(self._stopper.started.wait())
+        try:
+            await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                task.result()
+            yield self
+        finally:
+            ready.cancel()
+            self.stop("end of the context")
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+            if not task.cancelled() and task.exception() is not None:
+                task.result()
+
+    @property
+    def _who(self) -> dict[str, str]:
+        return {"runner": self.name, "owner": self.owner}
+
+    async def _open(self) -> None:
+        """Connect, register, make the roles, open the stream."""
+        settings, loop = self.settings, asyncio.get_running_loop()
+        wait_ms = int((settings.stream_wait + clients.COMMAND_TIMEOUT) * 1000)
+        client = self._source.connect(
+            AsyncMongoClient, appname="streamjobs/runner", timeoutMS=wait_ms, maxPoolSize=_POOL
+        )
+        self._client = client
+        self._store = Store(self._source.jobs_of(client))
+        await self._greet()
+        self._registered = asyncio.Event()
+
+        def tell(what: str) -> None:
+            with suppress(RuntimeError):  # the loop may be closed while the thread still vouches
+                loop.call_soon_threadsafe(self._told, what)
+
+        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, self.health)
+        self._make_roles(self._beat)
+        self._beat.start()
+        await self._first_beat()
+        await self._check_indexes()
+        if settings.poll is None:
+            await self._open_stream()
+        else:
+            self._waker.restart_all()
+        self._finishing = asyncio.create_task(self._finisher.run(), name=f"streamjobs finish {self.name}")
+        self._finishing.add_done_callback(self._role_ended)
+        local.join(self._source.namespace, self._waker.put)
+        events.emit(
+            "runner.started", **self._who, kinds=self.kinds, slots=settings.concurrency, pid=os.getpid(),
+            host=socket.gethostname(), lease=settings.lease,
+        )  # fmt: skip
+        self._stopper.started.set()
+
+    def _make_roles(self, beat: Beat) -> None:
+        settings, trust = self.settings, beat.trust
+        self._backlog = Backlog(self.kinds, round((settings.period + _AHEAD) * 1000))
+        self._finisher = Finisher(self._store, self._clock, lambda: trust.owner, self.name)
+        self._executor = Executor(settings.concurrency, self._finisher.put, self._outlived)
+        self._claimer = Claimer(
+            self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
+            self._executor.start, self._finisher.put,
+        )  # fmt: skip
+        self._waker = Waker(
+            self._backlog, self._claimer, self._clock, self.kinds, settings.period, lambda: self._who
+        )
+        self._sweeper = Sweeper(
+            self._store,
+            self._clock,
+            trust,
+            settings,
+            self.name,
+            lambda: self._claimer.tokens,
+            self._waker.offer_back,
+        )
+        self._stream = Stream(
+            self._store.jobs, self.kinds, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
+            self._waker.restart_all,
+        )  # fmt: skip
+        self._finisher.done = self._settled
+
+    async def _greet(self) -> None:
+        """Ask the server who it is; learn its clock."""
+        try:
+            with pymongo.timeout(clients.COMMAND_TIMEOUT):
+                await self._store.learn(self._clock)  # pays for connecting
+                hello = await self._store.learn(self._clock)
+        except PyMongoError as error:
+            short = str(error).partition(", Timeout:")[
+                0
+            ]  # what follows is the driver's whole view of the servers
+            raise ConnectError(
+                f"no MongoDB server answers for {self._source.namespace} ({type(error).__name__}: {short[:300]}): "
+                "check that it runs and that the URI names it"
+            ) from error
+        if self.settings.poll is None and not hello.get("setName") and hello.get("msg") != "isdbgrid":
+            raise StreamRefused(
+                "this server is a standalone, which has no change streams: start mongod with --replSet rs0 and run "
+                "rs.initiate() once (a replica set of one member will do), or choose poll=SECONDS"
+            )
+
+    async def _first_beat(self) -> None:
+        """Wait for the record: no claim before it is written by a majority."""
+        beat = self._beat
+        with anyio.move_on_after(self.settings.lease):
+            await self._registered.wait()
+        if beat is None or not self._registered.is_set():
+            error = beat.last_error if beat is not None else None
+            raise ConnectError(
+                f"the runner could not register in {self._source.namespace}: {error}"
+            ) from error
+        if self._error is not None:
+            raise ConnectError(
+                f"the runner could not register in {self._source.namespace}: {self._error}"
+            ) from self._error
+
+    async def _open_stream(self) -> None:
+        await self._stream.first()
+        if self._stream.state == "refused" and refused(self._stream.error):
+            raise StreamRefused(
+                f"the server gives no change stream on {self._source.namespace} ({self._stream.error}): it takes a "
+                "replica set or sharded cluster, the privileges find and changeStream on this collection (see "
+                "deploy/role.js), and a host that allows streams; or choose poll=SECONDS"
+            ) from self._stream.error
+
+    async def _check_indexes(self) -> None:
+        try:
+            names = [index.name for index in missing(await self._store.index_information())]
+        except PyMongoError as error:
+            names = [f"unknown ({type(error).__name__})"]
+        if names:
+            events.emit("indexes.missing", **self._who, names=names, fix="run: streamjobs indexes --create")
+
+    async def _serve(self) -> None:
+        """All roles, until stop; then drain."""
+        async with anyio.create_task_group() as roles:
+            roles.start_soon(self._claimer.run)
+            roles.start_soon(self._sweeper.run)
+            roles.start_soon(self._fallback)
+            roles.start_soon(self._watch_trust)
+            if self.settings.poll is None:
+                roles.start_soon(self._stream.watch)
+            await self._stopper.asked.wait()
+            await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
+            roles.cancel_scope.cancel()
+        if self._error is not None:
+            raise self._error
+
+    async def _fallback(self) -> None:
+        """Each period: the server's clock, the records, and (spread) each kind from its beginning."""
+        while True:
+            for _ in range(len(self.kinds)):
+                await asyncio.sleep(self.settings.period / len(self.kinds))
+                self._waker.restart_next()
+            with suppress(PyMongoError), pymongo.timeout(clients.COMMAND_TIMEOUT):
+                await self._store.learn(self._clock)
+            self._sweeper.wake(full=True)
+
+    async def _watch_trust(self) -> None:
+        """When the lease can't be trusted any more, give up what is held."""
+        trust = self._vouching.trust
+        while True:
+            while trust.holds():  # noqa: ASYNC110 - a time, not an event
+                await asyncio.sleep(max(0.01, trust.until - boot()))
+            self._lose("lease.untrusted")
+            while not trust.holds():
+                self._registered.clear()
+                await self._registered.wait()
+            self._claimer.wake()
+            self._sweeper.wake(full=True)
+
+    @property
+    def _vouching(self) -> Beat:
+        if self._beat is None:
+            raise ConfigError(f"runner {self.name!r} is not running")
+        return self._beat
+
+    def _lose(self, event: str, **more: Any) -> None:
+        events.emit(event, **self._who, held=len(self._claimer.held), **more)
+        self._executor.lose(None)
+
+    def _told(self, what: str) -> None:
+        """What the beat's thread says, in the loop."""
+        beat = self._vouching
+        beat.loop_turned()
+        if what == "lost":
+            self._lose("lease.lost", reason="its record was fenced or is gone")
+        elif what == "broken":
+            self._error = beat.last_error
+            self._registered.set()
+            self._stopper.ask("the beat broke", at_once=True)
+        elif what in ("registered", "renewed"):
+            again = what == "registered" and self._stopper.started.is_set()
+            self._registered.set()
+            self._claimer.wake()
+            if again and not self._stopper.asked.is_set():
+                self._renaming = asyncio.create_task(self._renamed())
+                self._renaming.add_done_callback(self._role_ended)
+
+    async def _renamed(self) -> None:
+        """After a fresh registration: filter by the new owner, and look whether the indexes are still there."""
+        if self.settings.poll is None:
+            await self._stream.reopen()
+        with suppress(PyMongoError):
+            await self._check_indexes()
+
+    def _changed(self, change: dict[str, Any]) -> None:
+        """An event of the stream."""
+        key: dict[str, Any] = change.get("documentKey") or {}
+        id_ = key.get("_id")
+        if id_ == record_id(self.owner):
+            if change["operationType"] != "insert":
+                self._vouching.now()
+        elif change.get("control") == "runner":
+            self._sweeper.wake()
+        else:
+            self._waker.change(id_, change)
+
+    def _settled(self, held: Held, status: Status, after_ms: int | None) -> None:
+        """An outcome is settled: the slot is free, and a job put back is offered again."""
+        self._claimer.settled(held)
+        if status in RUNNABLE and not self._stopper.asked.is_set():
+            self._waker.own(held.job, status, after_ms)
+
+    def _outlived(self, held: Held, ended: Ended) -> None:
+        """A handler ended after stop: the thread that still vouches for it records it."""
+        self._stopper.outlived(held, ended, self._finisher, self._vouching)
+
+    def _role_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            self._error = task.exception()
+            self._stopper.ask("a role ended", at_once=True)
+
+    async def _close(self, began: float) -> None:
+        """Close the stream, release what is unknown, end the beat, close the client."""
+        if self._client is None:
+            return
+        stopper = self._stopper
+        if self._beat is not None:
+            local.leave(self._source.namespace, self._waker.put)
+            if self._renaming is not None:
+                await end_task(self._renaming, 0.1)
+            if not stopper.drained:
+                await stopper.drain(self._claimer, self._executor, self._finisher, self._who)
+            await stopper.step(self._stream.close(), UNHEARD, self._who)
+            if self._beat.trust.holds() and not self._finisher.behind:
+                await stopper.step(self._sweeper.release_orphans(), RELEASED, self._who)
+            await stopper.end_of(self._finishing)
+            stopper.end_beat(self._beat)
+            if not stopper.stuck:
+                await stopper.step(
+                    asyncio.to_thread(self._beat.join, stopper.left(CLOSED)), CLOSED, self._who
+                )
+        await clients.close(self._client, min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED)))
+        took = (boot() - (stopper.asked_at or began)) * 1000
+        events.emit("runner.stopped", **self._who, held=len(stopper.stuck), took_ms=took)
+
+
+def _one(error: BaseException) -> BaseException:
+    """The first error of a group: a caller wants to catch ConnectError, not an ExceptionGroup."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return error  # pyright: ignore[reportUnknownVariableType]

@@ -1,0 +1,268 @@
+"""Waking: one change stream, and the supervisor that keeps it open.
+
+The reader is a plain task outside every cancel scope: cancelling a read closes the stream, and a scope that
+delivers its cancellation again and again leaks the stream's cursor on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
+from pymongo.read_concern import ReadConcern
+
+from streamjobs import events
+from streamjobs.clients import close as close_bounded
+from streamjobs.clock import boot
+from streamjobs.job import MS_CODEC, RUNNABLE
+from streamjobs.runner.lease import record_id
+from streamjobs.runner.tasks import end_task
+
+#: Errors after which the token is useless: history lost, invalidated, a resume that can't be, an event too large.
+_GAP = {286, 280, 40576, 260, 10334, 9}
+#: What a server says that gives no stream here: standalone, no privilege, not allowed by the host.
+_REFUSED = {40573, 13, 8000, 115, 304, 59, 40415, 40324}
+_RUNNABLE = [int(status) for status in RUNNABLE]
+_ENDS = ["drop", "rename", "dropDatabase", "invalidate"]
+_NEAR, _FAR = 1.0, 30.0  # longest backoff in seconds: no server reachable; refused by the server
+_DEAD = 30.0  # seconds of failed reopening after which the stream counts as degraded
+_TIMES = 4  # failures that the server itself answered after which it does
+
+
+def pipeline(kinds: Sequence[str], owner: str) -> list[dict[str, Any]]:
+    """The server's part of waking: wakes for these kinds, messages to this owner, and nothing of the payload."""
+    change = "updateDescription.updatedFields"
+    written = {"operationType": {"$in": ["insert", "replace"]}}
+    mine = record_id(owner)
+    update = {"operationType": "update"}
+    told = [
+        {**written, "fullDocument.kind": {"$in": list(kinds)}, "fullDocument.status": {"$nin": [2, 4, 5, 6]},
+         "fullDocument.wake.by": {"$ne": owner}},
+        {**update, f"{change}.wake.kind": {"$in": list(kinds)}, f"{change}.wake.by": {"$ne": owner}},
+        # an update that makes a job claimable without a whole wake: somebody's hand, another version
+        {**update, f"{change}.status": {"$in": _RUNNABLE}, f"{change}.wake.kind": {"$exists": False}},
+        {"operationType": "insert", "fullDocument.control": "runner"},
+        {**update, "documentKey._id": mine, f"{change}.fenced": {"$exists": True}},
+        {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
+        {"operationType": "delete", "documentKey._id": mine},
+        {"operationType": {"$in": _ENDS}},
+    ]  # fmt: skip
+    full = "$fullDocument"
+    return [
+        {"$match": {"$or": told}},
+        {
+            "$project": {
+                "operationType": 1,
+                "documentKey": 1,
+                "kind": f"{full}.kind",
+                "status": {"$ifNull": [f"{full}.status", f"${change}.status"]},
+                "runat": f"{full}.runat",
+                "created": f"{full}.created",
+                "control": f"{full}.control",
+                "data": {"$type": f"{full}.data"},
+                "wake": f"${change}.wake",
+            }
+        },
+    ]
+
+
+class Stream:
+    """Keeps one change stream open and tells what it says.
+
+    Args:
+        collection: of a client whose ``timeoutMS`` exceeds the wait.
+        kinds: the kinds served.
+        owner: gives this runner's present owner id.
+        runner: its name, for events.
+        wait: longest wait of one read, in seconds.
+        change: called with each event.
+        opened: called when everything has to be read, because events may have been missed.
+
+    """
+
+    def __init__(
+        self, collection: Any, kinds: Sequence[str], owner: Callable[[], str], runner: str, wait: float,
+        change: Callable[[dict[str, Any]], None], opened: Callable[[], None],
+    ) -> None:  # fmt: skip
+        # a stream tells of what a majority has, and servers refuse any other read concern for it
+        self._collection = collection.with_options(
+            codec_options=MS_CODEC, read_concern=ReadConcern("majority")
+        )
+        self._kinds = list(kinds)
+        self._owner = owner
+        self._runner = runner
+        self._wait = wait
+        self._change = change
+        self._opened = opened
+        self._token: Any = None
+        self._reader: asyncio.Task[None] | None = None
+        self._changed = asyncio.Event()
+        self._failing_since: float | None = None
+        self._failures = 0
+        self._backoff = 0.05
+        self._ending = False
+        self._closed = False
+        self.state = "closed"
+        self.error: BaseException | None = None
+        self.last_return = boot()
+
+    async def first(self) -> None:
+        """Start, and return when the stream is live, degraded or refused for the first time."""
+        self._start()
+        while self.state not in ("live", "refused", "degraded"):
+            self._changed.clear()
+            await self._changed.wait()
+
+    async def watch(self) -> None:
+        """Notice a read that does not return; runs until cancelled."""
+        limit = 2 * self._wait
+        while True:
+            await asyncio.sleep(max(0.05, self.last_return + limit - boot()))
+            silent = boot() - self.last_return
+            if silent >= limit and self.state == "live":
+                self._say("degraded", f"the stream has not answered for {silent:.0f} s")
+            if silent >= limit:
+                await asyncio.sleep(min(1.0, limit))
+                if self._reader is not None and self._reader.done():
+                    self._start()
+
+    async def reopen(self) -> None:
+        """Open again with a new filter, missing nothing: the owner has changed."""
+        await self._end()
+        self._start()
+
+    async def close(self) -> None:
+        """Stop reading and free the server's cursor."""
+        self._closed = True
+        await self._end()
+        self._say("closed", "the runner stops")
+
+    def _start(self) -> None:
+        if self._closed:
+            return
+        self._ending = False
+        self._reader = asyncio.create_task(self._read(), name=f"streamjobs stream {self._runner}")
+
+    async def _end(self) -> None:
+        """End the reader; the driver closes the stream, and so the server's cursor, when its read is cancelled.
+
+        Closing the stream from here instead would race with the driver's own closing of it.
+        """
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            self._ending = True
+            await end_task(reader)
+
+    async def _read(self) -> None:
+        """Open, read, and open again, for ever."""
+        while (
+            not self._ending
+        ):  # looked at too, since the driver may turn a cancellation into an error of its own
+            if self.state not in ("degraded", "refused"):
+                self._say("connecting", "opening the stream")
+            try:
+                await self._once()
+            except Exception as error:  # noqa: BLE001 - whatever happens, it is opened again
+                if not self._ending:
+                    await self._failed(error)
+
+    async def _once(self) -> None:
+        resumed = self._token is not None
+        stream = await self._collection.watch(
+            pipeline(self._kinds, self._owner()),
+            max_await_time_ms=int(self._wait * 1000),
+            resume_after=self._token,
+            comment=f"streamjobs {self._runner}",
+        )
+        try:
+            self._live(resumed)
+            while stream.alive and not self._ending:
+                change = await stream.try_next()
+                self.last_return = boot()
+                if self.state == "degraded":
+                    self._live(resumed=True)
+                self._token = stream.resume_token or self._token
+                if change is None:
+                    await asyncio.sleep(0)  # a dead stream returns at once, without a turn of the loop
+                elif change["operationType"] in _ENDS:
+                    self._gap(f"the collection was changed: {change['operationType']}", None)
+                    return
+                else:
+                    self._change(change)
+            if not self._ending:
+                self._gap("the server closed the stream", None)
+        finally:
+            await _closed(stream)
+
+    def _live(self, resumed: bool) -> None:
+        self._failing_since, self._failures, self._backoff, self.error = None, 0, 0.05, None
+        self.last_return = boot()
+        self._say("live", "resumed" if resumed else "opened")
+        self._opened()
+
+    def _gap(self, reason: str, code: int | None) -> None:
+        self._token = None
+        self._say("gap", reason, code=code)
+
+    async def _failed(self, error: Exception) -> None:
+        """Decide what an error means, and wait as long as it deserves."""
+        now = boot()
+        self.error = error
+        self._failing_since = self._failing_since or now
+        self._failures += 1
+        since = (now - self._failing_since) * 1000
+        code = error.code if isinstance(error, OperationFailure) else None
+        text = f"{type(error).__name__}: {error}"[:500]
+        away = isinstance(error, ConnectionFailure) or (isinstance(error, PyMongoError) and error.timeout)
+        if refused(error):
+            self._token = None
+            self._say("refused", text, code=code, since_ms=since)
+        elif code in _GAP or (
+            isinstance(error, OperationFailure) and error.has_error_label("NonResumableChangeStreamError")
+        ):
+            self._gap(text, code)
+        elif since >= _DEAD * 1000 or (not away and self._failures >= _TIMES):
+            self._say("degraded", f"not reopened for {since / 1000:.0f} s: {text}", code=code, since_ms=since)
+        elif not isinstance(error, PyMongoError):
+            self._gap(text, None)  # an event that the driver could not read: go past it
+        limit = _NEAR if away or code in _GAP else _FAR
+        pause = min(self._backoff, limit) * random.uniform(0.5, 1.0)  # noqa: S311 - only to spread reopening
+        self._backoff = min(2 * self._backoff, _FAR)
+        await asyncio.sleep(pause)
+
+    def _say(
+        self, state: str, reason: str, *, code: int | None = None, since_ms: float | None = None
+    ) -> None:
+        if state != self.state:
+            level = {"gap": "warning", "degraded": "warning", "refused": "error"}.get(state, "info")
+            about = {
+                "runner": self._runner,
+                "owner": self._owner(),
+                "state": state,
+                "reason": events.printable(reason),
+            }
+            events.emit("stream.state", level=level, **about, code=code, since_ms=since_ms)
+        self.state = state
+        self._changed.set()
+
+
+def refused(error: BaseException | None) -> bool:
+    """Whether an error means that this server gives no change stream to this user."""
+    if isinstance(error, ConfigurationError):
+        return True
+    return isinstance(error, OperationFailure) and error.code in _REFUSED
+
+
+async def _closed(stream: Any) -> None:
+    """Close a stream even while being cancelled, so that its cursor does not stay on the server."""
+    closing = asyncio.ensure_future(close_bounded(stream))
+    try:
+        await asyncio.shield(closing)
+    except asyncio.CancelledError:
+        await asyncio.wait([closing])
+        raise
+    except PyMongoError:
+        pass  # the server is away, and its cursor with it

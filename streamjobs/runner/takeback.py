@@ -1,0 +1,207 @@
+"""Taking back: jobs of runners that are gone, and one's own that one does not know of.
+
+By state, not by event: whoever fenced may have died before it freed, and a claim that was in a socket may land
+after a sweep. So each runner frees, again and again, whatever names an owner whose record is fenced or has been
+missing for a lease; a fenced record goes only after two empty sweeps one lease apart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import UpdateOne
+from pymongo.errors import PyMongoError
+
+from streamjobs import events, transitions
+from streamjobs.clients import COMMAND_TIMEOUT
+from streamjobs.clock import ServerClock, boot
+from streamjobs.errors import UnreadableJob
+from streamjobs.job import Job, date_ms
+from streamjobs.runner.lease import Trust, fence, owner_of, record_id
+from streamjobs.runner.store import Store
+from streamjobs.settings import Settings
+from streamjobs.transitions import Change, Claim
+
+_LATE_MS = 50.0  # look this long after a lease's end, so that the server agrees that it is over
+_SOON = 0.5
+
+
+class Sweeper:
+    """Reads the runners' records when a lease may be over, when a runner comes, and at the fallback.
+
+    Args:
+        known: the tokens that this runner holds or may hold.
+        offer: called with the jobs that were put back.
+
+    """
+
+    def __init__(
+        self, store: Store, clock: ServerClock, trust: Trust, settings: Settings, runner: str,
+        known: Callable[[], set[str]], offer: Callable[[Sequence[Job]], None],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._clock = clock
+        self._trust = trust
+        self._settings = settings
+        self._runner = runner
+        self._known = known
+        self._offer = offer
+        self._wake = asyncio.Event()
+        self._full = True
+        self._failing = False
+        self._missing: dict[str, float] = {}
+        self._empty: dict[str, float] = {}
+
+    def wake(self, *, full: bool = False) -> None:
+        """Read the records now; ``full`` also looks for jobs of unknown owners and for orphans."""
+        self._full = self._full or full
+        self._wake.set()
+
+    async def run(self) -> None:
+        """The loop."""
+        while True:
+            self._wake.clear()
+            try:
+                with pymongo.timeout(COMMAND_TIMEOUT):
+                    wait = await self.sweep()
+            except (PyMongoError, BSONError) as error:
+                wait = 1.0
+                if not self._failing:
+                    about = events.about(error)
+                    events.emit("server.away", runner=self._runner, owner=self._trust.owner, **about)
+                self._failing = True
+            else:
+                self._failing = False
+            timer = asyncio.get_running_loop().call_later(wait, self._wake.set)
+            try:
+                await self._wake.wait()
+            finally:
+                timer.cancel()
+
+    async def sweep(self) -> float:
+        """One look at the records; seconds until the next is needed."""
+        if not self._trust.holds():
+            return _SOON
+        full = self._full
+        records = await self._store.records()
+        there = {owner_of(str(record["_id"])) for record in records}
+        self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
+        now = self._clock.now_ms()
+        wait = self._settings.period
+        alive: set[str] = set()
+        for record in records:
+            owner = owner_of(str(record["_id"]))
+            ends = date_ms(record.get("ends"))
+            if owner == self._trust.owner or ends is None:
+                alive.add(owner)
+            elif record.get("fenced") is not None:
+                await self._free_fenced(owner)
+            elif ends + _LATE_MS > now:
+                alive.add(owner)
+                wait = min(wait, (ends + _LATE_MS - now) / 1000)
+            elif await self._fence(owner):
+                await self._free_fenced(owner)
+            else:
+                wait = min(wait, _SOON)
+        if full:
+            self._full = False
+            await self._free_missing(alive | there)
+            await self.release_orphans()
+        return max(wait, 0.01)
+
+    async def _fence(self, owner: str) -> bool:
+        """Fence a record whose lease is over by the server's clock; whether it is."""
+        if not self._trust.may_fence():
+            return False
+        guard = {"_id": record_id(owner), "fenced": None}
+        return bool((await self._store.jobs.update_one(guard, fence())).modified_count)
+
+    async def _free_fenced(self, owner: str) -> None:
+        freed = await self._free(owner, "its lease is over")
+        first = self._empty.setdefault(owner, boot())
+        if freed:
+            self._empty.pop(owner)
+        elif boot() - first >= self._settings.lease:
+            await self._store.jobs.delete_one({"_id": record_id(owner), "fenced": {"$ne": None}})
+            self._empty.pop(owner)
+
+    async def _free_missing(self, recorded: set[str]) -> None:
+        """Free jobs of owners that have had no record for a lease."""
+        now = boot()
+        unknown = {owner for owner in await self._store.owners() if isinstance(owner, str)} - recorded
+        self._missing = {owner: self._missing.get(owner, now) for owner in unknown}
+        for owner, since in self._missing.items():
+            if now - since >= self._settings.lease and self._trust.may_fence():
+                await self._free(owner, "it has no record")
+
+    async def _free(self, owner: str, why: str) -> int:
+        """Put an owner's jobs back, each with its try recorded as lost; how many."""
+        total = 0
+        while documents := await self._store.held_by(owner):
+            jobs: list[Job] = []
+            changes: list[Change] = []
+            for document in documents:
+                claim = self._claim_of(document)
+                if claim is not None:
+                    changes.append(transitions.lose(claim, f"{claim.runner}: {why}"))
+                    jobs.append(claim.job)
+            done = await self._write(changes)
+            total += done
+            self._offer(jobs)
+            if not done:
+                break
+        if total:
+            events.emit(
+                "takeback", runner=self._runner, owner=self._trust.owner, taken=owner, count=total, reason=why
+            )
+        return total
+
+    async def release_orphans(self) -> int:
+        """Release jobs that name this owner with a token that it neither held before the read nor holds now."""
+        owner, before = self._trust.owner, self._known()
+        documents = await self._store.held_by(owner)
+        known = before | self._known()
+        changes: list[Change] = []
+        jobs: list[Job] = []
+        for document in documents:
+            claim = self._claim_of(document)
+            if claim is not None and claim.token not in known and owner == self._trust.owner:
+                whole = "retries" in document
+                why = "its runner did not know that it had it"
+                change = (
+                    transitions.release(claim, why)
+                    if whole
+                    else transitions.fail(claim, "it can't be decoded")
+                )
+                changes.append(change)
+                jobs.append(claim.job)
+        done = await self._write(changes)
+        if done:
+            events.emit("orphans.released", runner=self._runner, owner=owner, count=done)
+            self._offer(jobs)
+        return done
+
+    async def _write(self, changes: Sequence[Change]) -> int:
+        if not changes:
+            return 0
+        writes: list[Any] = [UpdateOne(*change) for change in changes]
+        return (await self._store.jobs.bulk_write(writes, ordered=False)).modified_count
+
+    def _claim_of(self, document: dict[str, Any]) -> Claim | None:
+        """What the transitions need, from a job read without its data."""
+        found: Any = document.get("lease")
+        lease: Any = found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+        token = lease.get("token")
+        try:
+            job = Job.from_document({**document, "data": {}})
+        except UnreadableJob:
+            return None  # nothing of ours: a claim takes only what can be a job
+        if not isinstance(token, str):
+            return None
+        nonce = secrets.randbits(31)
+        return Claim(job, token, lease.get("claimed"), str(lease.get("owner")), self._trust.owner, nonce)

@@ -1,0 +1,21 @@
+"""Ending tasks that are inside the driver."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from streamjobs.clock import boot
+
+
+async def end_task(task: asyncio.Task[Any], limit: float = 5.0) -> None:
+    """Cancel a task until it has ended.
+
+    More than once: before Python 3.12, ``asyncio.wait_for`` loses a cancellation that comes together with its
+    result, and the driver sends every command through it.
+    """
+    until = boot() + limit
+    while not task.done() and boot() < until:
+        task.cancel()
+        # long enough for what the driver does when it is cancelled: it frees a cursor on the server
+        await asyncio.wait([task], timeout=min(limit, 0.25))

@@ -1,0 +1,115 @@
+"""Waking: what a put, the stream, a finish or the fallback tell → candidates in the backlog."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from streamjobs import events
+from streamjobs.clock import ServerClock, boot
+from streamjobs.job import RUNNABLE, Job, date_ms, problem_of
+from streamjobs.runner.backlog import Backlog, Candidate
+from streamjobs.runner.claim import Claimer
+from streamjobs.runner.store import candidate_of
+
+
+class Waker:
+    """Turns tidings into candidates and wakes the claim loop."""
+
+    def __init__(
+        self, backlog: Backlog, claimer: Claimer, clock: ServerClock, kinds: Sequence[str], period: float,
+        who: Callable[[], dict[str, str]],
+    ) -> None:  # fmt: skip
+        self._backlog = backlog
+        self._claimer = claimer
+        self._clock = clock
+        self._kinds = list(kinds)
+        self._period = period
+        self._who = who
+        self._read = dict.fromkeys(self._kinds, 0.0)
+        self._turn = 0
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    def put(self, jobs: Sequence[Job]) -> None:
+        """A put of this process was acknowledged; in any thread."""
+        if threading.get_ident() == self._thread:
+            self._offer_jobs(jobs)
+        elif not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._offer_jobs, jobs)
+
+    def offer_back(self, jobs: Sequence[Job]) -> None:
+        """These jobs were put back by this runner: the server hides its own wakes from it."""
+        for job in jobs:
+            if job.kind in self._read:
+                self._claimer.look_up(job.id)
+
+    def own(self, job: Job, status: int, after_ms: int | None) -> None:
+        """This runner put a job back, due so many milliseconds from now, or as it was."""
+        runat = date_ms(job.runat) if after_ms is None else round(self._clock.now_ms()) + after_ms
+        if runat is not None:
+            self._offer(Candidate(job.id, job.kind, int(status), runat, job.created, boot(), "timer"))
+
+    def change(self, id_: Any, change: dict[str, Any]) -> None:
+        """An event of the stream about a job."""
+        told: Any = change.get("wake")
+        wake: Any = told if isinstance(told, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+        status = change.get("status")
+        if "kind" in wake and status is not None:
+            row = {
+                "_id": id_,
+                "status": status,
+                **{key: wake.get(key) for key in ("kind", "runat", "created")},
+            }
+        elif change["operationType"] in ("insert", "replace"):
+            row = {"_id": id_, **{key: change.get(key) for key in ("kind", "status", "runat", "created")}}
+            row["data"] = {} if change.get("data") == "object" else None
+            problem = problem_of(row)
+            if problem is not None:
+                self._claimer.unreadable(id_, problem)
+                return
+        else:
+            self._claimer.look_up(id_)
+            return
+        candidate = candidate_of(row, "stream")
+        if candidate is None:
+            self._claimer.look_up(id_)
+        elif candidate.status in RUNNABLE:
+            self._offer(candidate, fresh=change["operationType"] == "insert")
+
+    def restart_all(self) -> None:
+        """Read everything: events may have been missed."""
+        now = boot()
+        for kind in self._kinds:
+            self._backlog.restart(kind)
+            self._read[kind] = now
+        self._claimer.wake()
+
+    def restart_next(self) -> None:
+        """Read one more kind from its beginning, unless it was read a moment ago."""
+        kind = self._kinds[self._turn % len(self._kinds)]
+        self._turn += 1
+        now = boot()
+        if now - self._read[kind] >= min(1.0, self._period / 2):
+            self._read[kind] = now
+            self._backlog.restart(kind)
+            self._claimer.wake()
+
+    def _offer_jobs(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            runat = date_ms(job.runat)
+            if runat is not None and job.kind in self._read:
+                self._offer(
+                    Candidate(job.id, job.kind, int(job.status), runat, job.created, boot(), "put"),
+                    fresh=True,
+                )
+
+    def _offer(self, candidate: Candidate, *, fresh: bool = False) -> None:
+        if self._backlog.offer(candidate, self._clock.now_ms(), fresh=fresh):
+            if events.wanted("debug"):
+                events.emit(
+                    "job.woken", job=candidate.id, kind=candidate.kind, source=candidate.source, **self._who()
+                )
+            self._claimer.wake()

@@ -1,0 +1,168 @@
+"""The command line's commands as processes, for the tests."""
+
+import json
+import os
+import queue
+import re
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from bson import json_util
+
+LONG = 60.0
+APP = """
+import asyncio, threading
+from streamjobs import Queue
+jobs = Queue("mongodb://user:s3cret@127.0.0.1:1", "app.jobs")
+number = 7
+
+@jobs.handler("hello", retries=4, retry_interval=2)
+async def hello(job):
+    job.log.info("try", name=job.data.get("name"), odd={(1, 2): object()})
+    if job.data.get("fail"):
+        raise ValueError(job.data["fail"])
+
+@jobs.handler("long", retries=3)
+async def long(job):
+    job.log.info("begun")
+    await asyncio.sleep(1000)
+
+@jobs.handler("stuck", retries=3)
+def stuck(job):
+    job.log.info("begun")
+    threading.Event().wait(1000)
+"""
+
+
+class Running:
+    """A command that runs, whose lines are waited for."""
+
+    def __init__(self, *command, stream="stderr", **options):
+        self.command = command
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "streamjobs", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        self.out, self.err = [], []
+        self._lines = queue.SimpleQueue()
+        self._readers = [
+            threading.Thread(
+                target=self._read, args=(self.process.stdout, self.out, stream == "stdout"), daemon=True
+            ),
+            threading.Thread(
+                target=self._read, args=(self.process.stderr, self.err, stream == "stderr"), daemon=True
+            ),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _read(self, source, kept, watched):
+        with source:
+            for line in source:
+                kept.append(line.rstrip("\n"))
+                if watched:
+                    self._lines.put(line.rstrip("\n"))
+        if watched:
+            self._lines.put(None)
+
+    def until(self, pattern):
+        """Wait for a line; its match."""
+        while (line := self._lines.get(timeout=LONG)) is not None:
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"ended without {pattern!r}: {self.out + self.err}")
+
+    def event(self, name):
+        """Wait for an event."""
+        return json.loads(self.until(rf'"event": "{re.escape(name)}"').string)
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self):
+        code = self.process.wait(LONG)
+        for reader in self._readers:
+            reader.join(LONG)
+        return code
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.wait()
+
+
+def processes(text):
+    """Ids of processes that were started with a text in their environment or command line."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            told = (folder / "environ").read_bytes() + (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if text.encode() in told and int(folder.name) != os.getpid():
+            found.append(int(folder.name))
+    return found
+
+
+def wait_gone(pid):
+    """Wait for the end of a process that is no child."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        assert select.select([handle], [], [], LONG)[0], f"process {pid} is still there"
+    finally:
+        os.close(handle)
+
+
+class Place:
+    """Runs commands in a folder that has app.py, on a test's collection."""
+
+    def __init__(self, folder, uri, collection):
+        self.folder = folder
+        (folder / "app.py").write_text(APP)
+        self._place = {"uri": uri, "collection": collection}
+        self._opened = []
+
+    def call(self, *command, place=True, env=None, stdin="", code=0):
+        """Run a command to its end, which must be with this exit code."""
+        settings = (
+            {f"STREAMJOBS_{name.upper()}": value for name, value in self._place.items()} if place else {}
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "streamjobs", *command],
+            check=False, capture_output=True, text=True, timeout=LONG, cwd=self.folder, input=stdin,
+            env={**{key: value for key, value in os.environ.items() if key != "COLUMNS"}, **settings, **(env or {})},
+        )  # fmt: skip
+        assert done.returncode == code, (command, done.returncode, done.stdout, done.stderr)
+        assert "Traceback (most recent call last)" not in done.stderr
+        return done
+
+    def put(self, *command):
+        """Put a job; its document."""
+        return json_util.loads(self.call("put", *command, "--json").stdout)
+
+    def run(self, *options):
+        """Start a runner; it ends with this place."""
+        place = [word for name, value in self._place.items() for word in (f"--{name}", value)]
+        one = Running("run", "app:jobs", *place, *options, cwd=self.folder)
+        self._opened.append(one)
+        return one
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for one in self._opened:
+            one.__exit__()

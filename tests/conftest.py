@@ -1,0 +1,228 @@
+"""One server per session, one database per test, every event checked against its schema, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import secrets
+import threading
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from pymongo import AsyncMongoClient, MongoClient
+
+from streamjobs import Queue, events
+from streamjobs.embedded import Server
+from streamjobs.events import subscribe
+
+#: Modules whose asserts shall tell what they compared, as those of a test file do.
+pytest.register_assert_rewrite("tests.candidates", "tests.transition_model")
+
+TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
+_VALIDATORS = {one["title"]: Draft202012Validator(one) for one in events.schema()["oneOf"]}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A connection that the driver was making when its server vanished is left to the collector, with a warning."""
+    for item in items:
+        if "driver_litter" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
+    """The server that all tests share; None where STREAMJOBS_TEST_URI gives one."""
+    if TEST_URI:
+        yield None
+        return
+    one = Server(tmp_path_factory.mktemp("server"), test_commands=True)
+    one.start()
+    yield one
+    one.kill()
+
+
+@pytest.fixture(scope="session")
+def uri(server: Server | None) -> str:
+    return TEST_URI or server.uri
+
+
+@pytest.fixture(scope="session")
+def python_server(server: Server | None) -> bool:
+    """Whether the shared server is the slow one, for which counts are made smaller."""
+    return server is not None and server.program.sort == "python"
+
+
+@pytest.fixture
+def namespace(uri: str) -> Iterator[str]:
+    """A collection of this test's own."""
+    database = f"t{secrets.token_hex(6)}"
+    yield f"{database}.jobs"
+    with MongoClient(uri) as client:
+        client.drop_database(database)
+
+
+@pytest.fixture
+def raw(uri: str, namespace: str) -> Iterator[Any]:
+    """The test's collection through a plain synchronous client."""
+    database, _, name = namespace.partition(".")
+    with MongoClient(uri, tz_aware=True, datetime_conversion="DATETIME_AUTO") as client:
+        yield client[database][name]
+
+
+@pytest.fixture
+async def client(uri: str) -> AsyncIterator[AsyncMongoClient[dict[str, Any]]]:
+    one: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(uri, tz_aware=True)
+    yield one
+    await one.close()
+
+
+@pytest.fixture
+def mine(client: AsyncMongoClient[dict[str, Any]], namespace: str) -> Any:
+    """The test's collection through an asynchronous client of the user's own."""
+    database, _, name = namespace.partition(".")
+    return client[database][name]
+
+
+@pytest.fixture
+async def queue(uri: str, namespace: str) -> AsyncIterator[Queue]:
+    """A queue on the test's collection, with its indexes."""
+    async with Queue(uri, namespace) as one:
+        await one.create_indexes()
+        yield one
+    here = {
+        task for task in asyncio.all_tasks() if task.get_name().startswith("streamjobs ") and not task.done()
+    }
+    assert not here, f"left running: {here}"
+
+
+class Seen:
+    """The events of a test, to look at and to wait for."""
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, str, dict[str, Any]]] = []
+        self._waiting: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+
+    def listen(self, name: str, level: str, fields: dict[str, Any]) -> None:
+        with self._lock:
+            self.all.append((name, level, fields))
+            waiting = list(self._waiting)
+        for poke in waiting:
+            poke()
+
+    def of(self, name: str, **match: Any) -> list[dict[str, Any]]:
+        """The fields of the events of a name whose fields are as given (values or predicates)."""
+        return [fields for one, _, fields in list(self.all) if one == name and _fits(fields, match)]
+
+    async def wait(
+        self, name: str, *, count: int = 1, timeout: float = 30.0, **match: Any
+    ) -> list[dict[str, Any]]:
+        """Wait until there are so many of them."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def poke() -> None:
+            loop.call_soon_threadsafe(changed.set)
+
+        with self._lock:
+            self._waiting.append(poke)
+        try:
+            async with asyncio.timeout(timeout):
+                while len(found := self.of(name, **match)) < count:
+                    await changed.wait()
+                    changed.clear()
+            return found
+        except TimeoutError:
+            have = [(one, fields) for one, _, fields in self.all][-15:]
+            raise AssertionError(
+                f"waited {timeout} s for {count} x {name} {match}; last events: {have}"
+            ) from None
+        finally:
+            with self._lock:
+                self._waiting.remove(poke)
+
+
+def _fits(fields: dict[str, Any], match: dict[str, Any]) -> bool:
+    for key, wanted in match.items():
+        value = fields.get(key)
+        if not (wanted(value) if callable(wanted) else value == wanted or value == str(wanted)):
+            return False
+    return True
+
+
+def check_event(name: str, level: str, fields: dict[str, Any]) -> None:
+    """Hold an event against the schema."""
+    told = {"event": name, "level": level, "timestamp": "2026-01-01T00:00:00Z", **fields}
+    _VALIDATORS[name].validate(told)
+
+
+@pytest.fixture(autouse=True)
+def seen() -> Iterator[Seen]:
+    """All events of the test; each sort of them is validated afterwards."""
+    one = Seen()
+    with subscribe(one.listen):
+        yield one
+    checked = set()
+    for name, level, fields in one.all:
+        shape = (name, level, tuple((key, type(value)) for key, value in fields.items()))
+        if shape not in checked:
+            checked.add(shape)
+            check_event(name, level, fields)
+
+
+@pytest.fixture(autouse=True)
+def no_leftover_threads() -> Iterator[None]:
+    """A test that leaves a beat behind fails."""
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("streamjobs "):
+            thread.join(5)
+            assert not thread.is_alive(), f"left running: {thread}"
+
+
+@pytest.fixture
+def failpoint(uri: str, server: Server | None) -> Iterator[Callable[..., None]]:
+    """Arm a failpoint for the client with an appName; disarmed afterwards."""
+    with MongoClient(uri) as admin:
+
+        def arm(mode: Any, app: str, commands: list[str], **data: Any) -> None:
+            admin.admin.command(
+                "configureFailPoint",
+                "failCommand",
+                mode=mode,
+                data={"appName": app, "failCommands": commands, **data},
+            )
+
+        yield arm
+        admin.admin.command("configureFailPoint", "failCommand", mode="off")
+
+
+@pytest.fixture
+def driver_litter() -> Iterator[None]:
+    """For tests whose server is not there: what the driver leaves to the collector is collected here."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+@pytest.fixture
+def own_server(tmp_path: Path, driver_litter: None) -> Iterator[Server]:
+    """A server of this test's own, which it may kill: acknowledged writes survive that."""
+    one = Server(tmp_path / "own", test_commands=True, options=[])
+    if one.program.sort != "mongod":
+        one._options.append("--sync-on-commit")
+    one.start()
+    yield one
+    one.resume()
+    one.kill()
