@@ -149,7 +149,7 @@ class Job:
             try:
                 document = decode(bytes(document.raw))
             except (BSONError, ValueError, OverflowError) as error:
-                raise UnreadableJob(id_, f"its BSON can't be decoded ({error})") from error
+                raise undecodable(id_, error) from error
         problem = problem_of(document)
         if problem:
             raise UnreadableJob(document.get("_id"), problem)
@@ -334,7 +334,12 @@ def _depth(value: Any) -> int:
     return deepest
 
 
-def decode(raw: bytes) -> dict[str, Any]:
+def undecodable(id_: Any, error: Exception) -> UnreadableJob:
+    """What to say of a document whose bytes are no BSON that Python can hold."""
+    return UnreadableJob(id_, f"its BSON can't be decoded ({error})")
+
+
+def decode(raw: bytes | memoryview) -> dict[str, Any]:
     """A document, decoded as all are."""
     codec: Any = CODEC  # decode's overloads do not know one for dict[str, Any]
     return dict(bson.decode(raw, codec))  # pyright: ignore[reportUnknownMemberType]

@@ -70,9 +70,14 @@ class Claim:
         return self.job.retries <= 1
 
 
-def claim(ids: Sequence[Any], kinds: Collection[str], owner: str, token: str) -> Change:
-    """[new, waiting → working] Take jobs, by the server's clock, if they can be jobs and are due."""
-    due = {
+def claim(
+    ids: Sequence[Any], kinds: Collection[str], owner: str, token: str, *, ahead: bool = False
+) -> Change:
+    """[new, waiting → working] Take jobs, by the server's clock, if they can be jobs and are due.
+
+    With ``ahead``, for which no slot is free yet, only those that may start more than once.
+    """
+    due: dict[str, Any] = {
         "$and": [
             {"$eq": [{"$type": "$kind"}, "string"]},
             {"$eq": [{"$type": "$data"}, "object"]},
@@ -82,6 +87,8 @@ def claim(ids: Sequence[Any], kinds: Collection[str], owner: str, token: str) ->
             {"$lte": [{"$toLong": "$runat"}, {"$toLong": "$$NOW"}]},
         ]
     }
+    if ahead:
+        due["$and"] += [{"$isNumber": "$retries"}, {"$gt": ["$retries", 1]}]
     # `back` is when the job was put back: with runat zero nothing else says since when it has been due
     lease = {"owner": literal(owner), "token": literal(token), "claimed": "$$NOW", "back": "$wake.at"}
     mine = {"$eq": ["$lease.token", literal(token)]}

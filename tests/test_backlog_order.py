@@ -120,3 +120,25 @@ def test_jobs_without_a_usable_created_are_due_first_and_kept_beside_others(fore
     rows = [job(1, created=5), job(2, created=foreign), job(3, created=-5), job(4, created=foreign)]
     out = drain(read_all(Backlog(["mail"], HORIZON), rows))
     assert [one.id for one in out] == [oid(2), oid(4), oid(3), oid(1)]
+
+
+@FAST
+@given(
+    st.lists(st.integers(0, 3), max_size=30), st.integers(0, 5), st.integers(0, 9), st.sampled_from([1, 1, 4])
+)
+def test_beyond_the_free_slots_come_only_batches_without_a_job_that_may_start_only_once(
+    retries, count, ahead, spread
+):
+    rows = [job(number, created=NOW - 100 + number) for number in range(len(retries))]
+    for one, left in zip(rows, retries, strict=True):
+        one.retries = left
+    backlog = read_all(Backlog(["mail"], HORIZON), rows)
+    out: list[Candidate] = []
+    while isinstance(found := backlog.next(count, spread, ahead), list):
+        assert len(found) <= count or not any(one.once for one in found)
+        assert len(found) <= count + ahead
+        out += found
+    # what is left begins with one that has to wait for a free slot
+    left = drain(backlog, 1)
+    assert not left or spread > 1 or (left[0].once or ahead == 0) and count == 0
+    assert sorted(one.id for one in out + left) == [one.id for one in rows]

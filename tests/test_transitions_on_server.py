@@ -172,6 +172,16 @@ def test_several_are_claimed_at_once_and_only_those_that_are_due_and_served(raw)
         same(model_claim(old, "o", "t") if claimed else old, after, first, server_now(raw))
 
 
+def test_ahead_of_a_free_slot_only_what_may_start_more_than_once_is_claimed(raw):
+    good = [plain(retries=2), plain(retries=Int64(7), status=3), plain(retries=3.0)]
+    once = [plain(retries=value) for value in (1, 0, -1, None, "5", [5], {"a": 1}, 1.0, True)]
+    raw.insert_many([*good, *once])
+    ids = [one["_id"] for one in good + once]
+    raw.update_many(*transitions.claim(ids, ["mail"], "o", "t", ahead=True))
+    assert {one["_id"] for one in raw.find({"status": 2})} == {one["_id"] for one in good}
+    assert raw.count_documents({"lease": {"$exists": True}}) == len(good)
+
+
 def test_a_claim_is_taken_by_one_of_two(raw):
     before = plain()
     raw.insert_one(before)

@@ -272,26 +272,6 @@ async def test_a_backlog_larger_than_a_page_with_one_created_is_run_once_each(
     assert len(ran) == len(set(ran)) == count
 
 
-async def test_a_runner_never_holds_more_than_its_slots(queue, raw, seen):
-    now = most = 0
-    full = asyncio.Event()
-
-    @queue.handler("mail")
-    async def mail(job):
-        nonlocal now, most
-        now += 1
-        most = max(most, now, raw.count_documents({"status": 2}))
-        if now == 3:
-            full.set()
-        await full.wait()
-        now -= 1
-
-    raw.insert_many([document() for _ in range(60)])
-    async with queue.running("w", concurrency=3):
-        await seen.wait("try", count=60, outcome="success")
-    assert most == 3
-
-
 async def test_sync_handlers_run_as_many_at_once_as_there_are_slots(queue, seen):
     together = threading.Barrier(4)
     queue.handler("mail")(lambda job: together.wait(10))

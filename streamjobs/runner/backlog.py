@@ -21,7 +21,7 @@ from bson.objectid import ObjectId
 from streamjobs.job import ASAP_MS, RUNNABLE, date_ms, id_key
 
 #: Rows in one read of a range.
-PAGE = 1_000
+PAGE = 5_000
 #: Timers kept, the earliest; candidates kept in a range from the stream.
 LIMIT = 10_000
 #: A range that holds due jobs gets at least one claim in this many.
@@ -31,9 +31,18 @@ _EARLIEST = -(2**63)
 Key = tuple[int, int, str]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, eq=False)
 class Candidate:
-    """A job that may be claimed. Dates in ms since 1970 UTC, ``seen`` in boot seconds."""
+    """A job that may be claimed. Dates in ms since 1970 UTC, ``seen`` in boot seconds.
+
+    Attributes:
+        retries: the attempts left, as far as is known.
+        name: its id, as something that can be looked up.
+        asap: whether it is to run as soon as possible.
+        due: when it is due: an ASAP job when it was created.
+        key: its place in its range.
+
+    """
 
     id: Any
     kind: str
@@ -42,31 +51,24 @@ class Candidate:
     created: Any
     seen: float
     source: str
+    retries: int = 0
+    name: Any = field(init=False)
+    asap: bool = field(init=False)
+    due: int = field(init=False)
+    key: Key = field(init=False)
 
-    @property
-    def name(self) -> Any:
-        """Its id, as something that can be looked up."""
-        return id_key(self.id)
-
-    @property
-    def asap(self) -> bool:
-        """Whether it is to run as soon as possible."""
-        return self.runat == ASAP_MS
-
-    @property
-    def due(self) -> int:
-        """When it is due: an ASAP job when it was created."""
-        return self._created if self.asap else self.runat
-
-    @property
-    def key(self) -> Key:
-        """Its place in its range."""
-        return (self.due, self._created, str(self.id))
-
-    @property
-    def _created(self) -> int:
+    def __post_init__(self) -> None:
         ms = date_ms(self.created)
-        return _EARLIEST if ms is None else ms
+        created = _EARLIEST if ms is None else ms
+        self.name = id_key(self.id)
+        self.asap = self.runat == ASAP_MS
+        self.due = created if self.asap else self.runat
+        self.key = (self.due, created, str(self.id))
+
+    @property
+    def once(self) -> bool:
+        """Whether it may start only once, or nobody knows."""
+        return self.retries <= 1
 
 
 @dataclass(slots=True, eq=False)
@@ -193,14 +195,16 @@ class Backlog:
         self._turns.setdefault(candidate.kind)
         return True if home is None or home.will_read(candidate) else home.push(candidate)
 
-    def next(self, count: int, spread: int = 1) -> list[Candidate] | Range | None:
+    def next(self, count: int, spread: int = 1, ahead: int = 0) -> list[Candidate] | Range | None:
         """Up to ``count`` candidates to claim, or a range to read first, or None: nothing may be claimed.
 
-        With a ``spread`` above 1, each is one of the first so many at random: runners that compete for the
-        same jobs then get in each other's way less.
+        Up to ``ahead`` more follow as long as none of them all may start only once. With a ``spread`` above 1,
+        each is one of the first so many at random: runners that compete for the same jobs then get in each
+        other's way less.
         """
         out: list[Candidate] = []
-        while self._turns and len(out) < count:
+        once = False
+        while self._turns and len(out) < count + ahead:
             kind = next(iter(self._turns))
             ranges = self._ranges[kind]
             unread = next((one for one in ranges if one.unread), None)
@@ -210,10 +214,16 @@ class Backlog:
             if chosen is None:
                 del self._turns[kind]
                 continue
+            passed = chosen.passed
+            candidate = chosen.pop(random.randrange(spread) if spread > 1 else 0)  # noqa: S311 - only to spread
+            once = once or candidate.once
+            if once and len(out) >= count:
+                chosen.push(candidate)
+                chosen.passed = passed
+                break
             self._turns.move_to_end(kind)
             for one in ranges:
                 one.passed = one.passed + 1 if one.heap and one is not chosen else 0
-            candidate = chosen.pop(random.randrange(spread) if spread > 1 else 0)  # noqa: S311 - only to spread
             self._remember(self._taken, candidate.name)
             out.append(candidate)
         return out or None
@@ -319,8 +329,8 @@ class Backlog:
 
 def _choose(ready: list[Range]) -> Range | None:
     """The range with the earliest job, unless another would then wait for more than its turn."""
-    if not ready:
-        return None
+    if len(ready) < 2:
+        return ready[0] if ready else None
     earliest = min(ready, key=lambda one: one.heap[0][0])
     others = sorted((one for one in ready if one is not earliest), key=lambda one: -one.passed)
     if any(one.passed + 1 + place >= TURN for place, one in enumerate(others)):

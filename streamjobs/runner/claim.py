@@ -1,7 +1,7 @@
 """Claiming: candidates and free slots → jobs in hand.
 
-One loop with at most one round trip under way; what is offered meanwhile goes with the next. Jobs that are
-held never exceed the slots.
+One loop with at most one round trip under way; what is offered meanwhile goes with the next. Beyond the free slots
+only jobs that may start more than once are claimed, and only as many as begin in a moment.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
 from streamjobs.errors import UnreadableJob
 from streamjobs.handler import Handler
-from streamjobs.job import RUNNABLE, Job, date_ms, id_key, problem_of
+from streamjobs.job import RUNNABLE, Job, date_ms, decode, id_key, problem_of, undecodable
 from streamjobs.runner.backlog import Backlog, Candidate, Range
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Trust
@@ -33,6 +33,8 @@ _EARLY_MS = 2
 _SPREAD = 64  # at most: how far apart competing runners choose
 _AHEAD = 200  # candidates that are looked at with those that were missed
 _BACKOFF = 1.0
+_BATCH = 200  # jobs in one claim, at most
+_UNRECORDED = 2 * _BATCH  # jobs in hand beyond the slots, at most: their outcomes are still to be written
 _NEVER = frozenset({121, 10334, 17419, 17420})
 
 
@@ -40,6 +42,8 @@ class Claimer:
     """The claim loop.
 
     Args:
+        slots: how many handlers run at once.
+        room: how many jobs would begin at once, and how many more soon.
         start: called with each job in hand.
         unusable: called with one that was claimed and can't be decoded, and how it ended.
 
@@ -47,16 +51,17 @@ class Claimer:
 
     def __init__(
         self, store: Store, backlog: Backlog, clock: ServerClock, trust: Trust, handlers: Mapping[str, Handler],
-        slots: int, runner: str, start: Callable[[Held], None], unusable: Callable[[Held, Ended], None],
+        slots: int, runner: str, room: Callable[[], tuple[int, int]], start: Callable[[Held], None],
+        unusable: Callable[[Held, Ended], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._backlog = backlog
         self._clock = clock
         self._trust = trust
         self._handlers = handlers
-        self._slots = slots
-        self._half = -(-slots // 2)  # at a time, so that one half is claimed while the other is recorded
+        self._most = slots + _UNRECORDED
         self._runner = runner
+        self._room = room
         self._start = start
         self._unusable = unusable
         self._wake = asyncio.Event()
@@ -138,18 +143,18 @@ class Claimer:
             await self._read_strays()
             return True
         self._backlog.fire(self._clock.now_ms() - _AHEAD_MS)
-        free = self._slots - len(self.held)
-        found = (
-            self._backlog.next(1 if self._cautious else min(free, self._half), self._spread)
-            if free > 0
-            else None
-        )
+        free, soon = (0, 0) if len(self.held) >= self._most else self._room()
+        if self._cautious:
+            free, soon = min(free, 1), 0
+        free = min(free, _BATCH)
+        soon = min(soon, _BATCH - free)
+        found = self._backlog.next(free, self._spread, soon) if free + soon > 0 else None
         if found is None:
             return False
         if isinstance(found, Range):
             await self._read(found)
         else:
-            await self._claim(found)
+            await self._claim(found, ahead=len(found) > free)
         self._back()
         return True
 
@@ -187,12 +192,12 @@ class Claimer:
                 good.append(candidate)
         return good
 
-    async def _claim(self, wanted: Sequence[Candidate]) -> None:
+    async def _claim(self, wanted: Sequence[Candidate], *, ahead: bool) -> None:
         token, owner, sent = secrets.token_hex(12), self._trust.owner, boot()
         ids = [one.id for one in wanted]
         self.in_flight.add(token)
         try:
-            documents = await self._store.claim(ids, self._handlers.keys(), owner, token)
+            documents = await self._store.claim(ids, self._handlers.keys(), owner, token, ahead=ahead)
         except PyMongoError as error:
             if _is_refusal(error) and len(ids) == 1:
                 self.unreadable(ids[0], f"the server refuses to claim it: {error}"[:500])
@@ -250,19 +255,24 @@ class Claimer:
     def _hold(
         self, document: RawBSONDocument, known: Mapping[Any, Candidate], owner: str, token: str
     ) -> tuple[Held | None, Ended | None]:
-        try:
-            lease: Any = document.get("lease") or {}
-            if lease.get("token") != token:
-                return None, None
-        except BSONError:
-            return None, None  # not even its fields can be told apart; its lease frees it
         now, problem = boot(), None
         try:
-            job = Job.from_document(document)
-        except UnreadableJob as error:
-            one = known[id_key(error.id)]
-            job = Job(error.id, one.kind, runat=DatetimeMS(one.runat))
-            problem = Ended("failure", str(error), "UnreadableJob")
+            fields: Mapping[str, Any] = decode(document.raw)
+            job = Job.from_document(fields)
+        except (BSONError, ValueError, OverflowError, UnreadableJob) as error:
+            fields = document
+            try:
+                one = known[id_key(document["_id"])]
+                if document["lease"]["token"] != token:
+                    return None, None
+            except (BSONError, KeyError, TypeError):
+                return None, None  # not even its fields can be told apart; its lease frees it
+            told = error if isinstance(error, UnreadableJob) else undecodable(one.id, error)
+            job = Job(one.id, one.kind, runat=DatetimeMS(one.runat))
+            problem = Ended("failure", str(told), "UnreadableJob")
+        lease: Any = fields.get("lease") or {}
+        if lease.get("token") != token:
+            return None, None
         candidate = known.get(id_key(job.id))
         since = [date_ms(one) for one in (job.created if job.asap else job.runat, lease.get("back"))]
         due = max((one for one in since if one is not None), default=None)

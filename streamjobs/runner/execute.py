@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -22,25 +23,37 @@ from streamjobs.handler import Cancel, Snooze
 from streamjobs.runner.held import Ended, Held
 
 _LOST = "the runner could not renew its lease in time"
+#: Seconds within which a job that is claimed ahead of a free slot should begin, at the recent pace.
+SOON = 0.05
+#: Seconds after which one that has not begun is given back.
+LONG = 1.0
+_RECENT = 0.2  # seconds over which the pace is counted
 
 
 class Executor:
-    """Runs handlers; as many at once as there are slots.
+    """Runs handlers, as many at once as there are slots; what was claimed ahead waits here for a slot.
 
     Args:
-        slots: how many jobs are held at most.
+        slots: how many handlers run at once.
         ended: called in the event loop with each job in hand and how its try ended.
         orphaned: called with a try that outlived stop, from whichever thread it ended in.
+        freed: called in the event loop when a slot has become free.
 
     """
 
     def __init__(
-        self, slots: int, ended: Callable[[Held, Ended], None], orphaned: Callable[[Held, Ended], None]
-    ) -> None:
+        self, slots: int, ended: Callable[[Held, Ended], None], orphaned: Callable[[Held, Ended], None],
+        freed: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._slots = slots
         self._threads = CapacityLimiter(slots)
         self._ended = ended
         self._orphaned = orphaned
+        self._freed = freed
         self._tasks: dict[Held, asyncio.Task[None]] = {}
+        self._ready: deque[Held] = deque()
+        self._ends: deque[float] = deque()
+        self._giving_back: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closing = False
 
@@ -49,10 +62,52 @@ class Executor:
         """The jobs whose handlers have not ended."""
         return list(self._tasks)
 
+    def room(self) -> tuple[int, int]:
+        """How many jobs would begin at once, and how many more soon, at the pace at which handlers end.
+
+        The second is bounded by time, not by number: workers that lock a backlog ahead leave others idle
+        beside them. It is zero while over half of it is in hand, so that claims come in batches.
+        """
+        free = self._slots - len(self._tasks) - len(self._ready)
+        now = boot()
+        while self._ends and self._ends[0] < now - _RECENT:
+            self._ends.popleft()
+        soon = int(len(self._ends) * SOON / _RECENT)
+        if free >= 0:
+            return free, soon
+        return 0, 0 if -2 * free > soon else soon + free
+
     def start(self, held: Held) -> None:
-        """Begin a try."""
+        """Begin a try, or have it wait for a slot."""
+        if self._closing:
+            self._ended(held, Ended("released", "the runner is stopping"))
+        elif len(self._tasks) < self._slots:
+            self._begin(held)
+        else:
+            self._ready.append(held)
+            if self._giving_back is None:
+                self._give_back_later()
+
+    def _begin(self, held: Held) -> None:
         held.task = asyncio.create_task(self._one(held), name=f"streamjobs try {held.job.id}")
         self._tasks[held] = held.task
+
+    def _give_back_later(self) -> None:
+        self._giving_back = None
+        if self._ready:
+            wait = max(0.0, self._ready[0].claimed + LONG - boot())
+            self._giving_back = asyncio.get_running_loop().call_later(wait, self._give_back)
+
+    def _give_back(self) -> None:
+        """The pace was overestimated: what has waited long enough is for others."""
+        late = boot() - LONG
+        while self._ready and self._ready[0].claimed <= late:
+            self._ended(self._ready.popleft(), Ended("released", f"no slot was free within {LONG:g} s"))
+        self._give_back_later()
+
+    def _release_ready(self, why: str) -> None:
+        while self._ready:
+            self._ended(self._ready.popleft(), Ended("released", why))
 
     async def empty(self) -> None:
         """Wait until no handler is running."""
@@ -62,6 +117,7 @@ class Executor:
 
     def lose(self, owner: str | None) -> list[Held]:
         """The lease of an owner is gone: cancel async handlers, tell sync ones."""
+        self._release_ready("the lease could not be trusted before it was about to start")
         hit = [held for held in self._tasks if not held.told_lost and owner in (None, held.owner)]
         for held in hit:
             held.told_lost = True
@@ -69,8 +125,9 @@ class Executor:
         return hit
 
     def close(self) -> None:
-        """Begin no more: what a claim still brings is released."""
+        """Begin no more: what has not begun, and what a claim still brings, is released."""
         self._closing = True
+        self._release_ready("the runner is stopping")
 
     def stop(self) -> None:
         """Stop's deadline has passed: cancel what runs."""
@@ -109,7 +166,11 @@ class Executor:
                 self._orphaned(held, _trusted(held, held.result))
         finally:
             self._tasks.pop(held, None)
+            self._ends.append(boot())
+            while self._ready and len(self._tasks) < self._slots:
+                self._begin(self._ready.popleft())
             self._changed.set()
+            self._freed()
 
     async def _try(self, held: Held) -> Ended:
         """Look whether it may start, read the arguments, call, see how it ended."""

@@ -189,10 +189,12 @@ class Runner:
         settings, trust = self.settings, beat.trust
         self._backlog = Backlog(self.kinds, round((settings.period + _AHEAD) * 1000))
         self._finisher = Finisher(self._store, self._clock, lambda: trust.owner, self.name)
-        self._executor = Executor(settings.concurrency, self._finisher.put, self._outlived)
+        self._executor = Executor(
+            settings.concurrency, self._finisher.put, self._outlived, lambda: self._claimer.wake()
+        )
         self._claimer = Claimer(
             self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
-            self._executor.start, self._finisher.put,
+            self._executor.room, self._executor.start, self._finisher.put,
         )  # fmt: skip
         self._waker = Waker(
             self._backlog, self._claimer, self._clock, self.kinds, settings.period, lambda: self._who

@@ -16,9 +16,9 @@ from streamjobs.clock import ServerClock, boot
 from streamjobs.job import MS_CODEC, RAW_CODEC, date_ms, decode
 from streamjobs.runner.backlog import PAGE, Candidate, Range
 
-_CANDIDATE = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "created": 1}
+_CANDIDATE = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "created": 1, "retries": 1}
 #: What a take-back needs of a job, and what it makes do with: without retries the job is then failed.
-_HELD = {**_CANDIDATE, "tries": 1, "retries": 1, "retryinterval": 1, "lease": 1}
+_HELD = {**_CANDIDATE, "tries": 1, "retryinterval": 1, "lease": 1}
 _LEAST = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "lease": 1}
 _SETTLE_MS = 5_000
 
@@ -42,10 +42,10 @@ class Store:
         return hello
 
     async def claim(
-        self, ids: Sequence[Any], kinds: Collection[str], owner: str, token: str
+        self, ids: Sequence[Any], kinds: Collection[str], owner: str, token: str, *, ahead: bool
     ) -> list[RawBSONDocument]:
         """Claim jobs and read what was claimed, perhaps with some that were not: look at the token."""
-        guard, update = transitions.claim(ids, kinds, owner, token)
+        guard, update = transitions.claim(ids, kinds, owner, token, ahead=ahead)
         if len(ids) == 1:
             one = await self._raw.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
             return [] if one is None else [one]
@@ -120,4 +120,6 @@ def candidate_of(row: Mapping[str, Any], source: str) -> Candidate | None:
     runat, status, kind = date_ms(row.get("runat")), row.get("status"), row.get("kind")
     if runat is None or not isinstance(kind, str) or not isinstance(status, (int, float)) or "_id" not in row:
         return None
-    return Candidate(row["_id"], kind, int(status), runat, row.get("created"), boot(), source)
+    retries = row.get("retries")
+    left = retries if isinstance(retries, int) else 0
+    return Candidate(row["_id"], kind, int(status), runat, row.get("created"), boot(), source, left)

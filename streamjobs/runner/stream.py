@@ -61,6 +61,7 @@ def pipeline(kinds: Sequence[str], owner: str) -> list[dict[str, Any]]:
                 "status": {"$ifNull": [f"{full}.status", f"${change}.status"]},
                 "runat": f"{full}.runat",
                 "created": f"{full}.created",
+                "retries": f"{full}.retries",
                 "control": f"{full}.control",
                 "data": {"$type": f"{full}.data"},
                 "wake": f"${change}.wake",

@@ -50,7 +50,8 @@ class Waker:
         """This runner put a job back, due so many milliseconds from now, or as it was."""
         runat = date_ms(job.runat) if after_ms is None else round(self._clock.now_ms()) + after_ms
         if runat is not None:
-            self._offer(Candidate(job.id, job.kind, int(status), runat, job.created, boot(), "timer"))
+            left = job.retries - 1  # at least
+            self._offer(Candidate(job.id, job.kind, int(status), runat, job.created, boot(), "timer", left))
 
     def change(self, id_: Any, change: dict[str, Any]) -> None:
         """An event of the stream about a job."""
@@ -64,7 +65,10 @@ class Waker:
                 **{key: wake.get(key) for key in ("kind", "runat", "created")},
             }
         elif change["operationType"] in ("insert", "replace"):
-            row = {"_id": id_, **{key: change.get(key) for key in ("kind", "status", "runat", "created")}}
+            row = {
+                "_id": id_,
+                **{key: change.get(key) for key in ("kind", "status", "runat", "created", "retries")},
+            }
             row["data"] = {} if change.get("data") == "object" else None
             problem = problem_of(row)
             if problem is not None:
@@ -102,7 +106,9 @@ class Waker:
             runat = date_ms(job.runat)
             if runat is not None and job.kind in self._read:
                 self._offer(
-                    Candidate(job.id, job.kind, int(job.status), runat, job.created, boot(), "put"),
+                    Candidate(
+                        job.id, job.kind, int(job.status), runat, job.created, boot(), "put", job.retries
+                    ),
                     fresh=True,
                 )
 
