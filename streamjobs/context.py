@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextvars import ContextVar, Token
+from typing import Any
 
 from streamjobs.job import Job
 
@@ -30,6 +32,12 @@ def enter(job: Job) -> Token[Job | None]:
 def leave(token: Token[Job | None]) -> None:
     """Undo :func:`enter`."""
     _current.reset(token)
+
+
+def of_task(task: asyncio.Task[Any]) -> Job | None:
+    """The job whose handler started a task; None before Python 3.12, where it can't be told from outside."""
+    context: dict[Any, Job | None] = getattr(task, "get_context", dict[Any, Any])()
+    return context.get(_current)
 
 
 def check_lease() -> None:

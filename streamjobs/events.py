@@ -61,6 +61,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "taken": ("string", "id of the runner whose jobs were taken back"),
     "lease": ("number", "the lease, seconds"),
     "delay": ("number", "seconds asked for"),
+    "stack": ("string", "where the event loop's thread is, the innermost call last"),
 }
 
 
@@ -109,6 +110,9 @@ CATALOGUE: dict[str, Event] = {
         Event("outcome.overflow", "error", "The document had no room for its try; failed with a short one.", _TRY, ("message",)),
         Event("handler.cancelled", "warning", "A running handler was cancelled.", (*_TRY, "reason")),
         Event("handler.stuck", "warning", "Stop's deadline passed and a handler still runs; it stays held.", (*_TRY, "since_ms")),
+        Event("loop.blocked", "warning", "A handler blocks the event loop; the lease is renewed all the same.", (*_RUN, "since_ms"), ("job", "kind", "number")),
+        Event("loop.stuck", "error", "The event loop has been blocked for max_block: health is bad, and streamjobs run exits.", (*_RUN, "since_ms", "stack"), ("job", "kind", "number")),
+        Event("loop.turned", "info", "The event loop turns again.", (*_RUN, "since_ms")),
         Event("lease.registered", "info", "The runner's record was written; it may claim.", (*_RUN, "lease")),
         Event("lease.late", "warning", "A renewal failed; it is repeated. Once per outage.", (*_RUN, "error", "message")),
         Event("lease.renewed", "info", "Renewals succeed again.", _RUN),

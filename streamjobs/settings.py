@@ -20,6 +20,7 @@ class Settings:
         beat: time between renewals.
         margin: how much earlier than the lease's end a runner stops trusting it: a bound on the difference
             between the clocks of the replica set's members.
+        max_block: how long a handler may block the event loop before the runner's health turns bad.
         poll: None to listen to the change stream; a number to query that often instead, where streams can't be had.
         stream_wait: longest wait of one read of the stream.
 
@@ -31,6 +32,7 @@ class Settings:
     lease: float = 30.0
     beat: float = 5.0
     margin: float = 2.0
+    max_block: float = 60.0
     poll: float | None = None
     stream_wait: float = 10.0
 

@@ -140,5 +140,5 @@ def test_beyond_the_free_slots_come_only_batches_without_a_job_that_may_start_on
         out += found
     # what is left begins with one that has to wait for a free slot
     left = drain(backlog, 1)
-    assert not left or spread > 1 or (left[0].once or ahead == 0) and count == 0
+    assert not left or spread > 1 or ((left[0].once or ahead == 0) and count == 0)
     assert sorted(one.id for one in out + left) == [one.id for one in rows]

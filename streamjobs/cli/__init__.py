@@ -29,7 +29,7 @@ STREAMJOBS_SERVER (mongod, rust or python) chooses the server that demo and dev 
 """
 _CODES = """\
 [bold]Exit codes:[/bold] 0 done; 1 it failed; 2 wrong usage or settings; 3 no such job; \
-4 the job's status does not allow it; 130 interrupted with ctrl+C.
+4 the job's status does not allow it; 5 a handler blocked the runner's event loop; 130 interrupted with ctrl+C.
 """
 
 

@@ -23,6 +23,8 @@ from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
 from streamjobs.settings import Settings
 
+#: Exit code of a runner whose event loop a handler has blocked for too long.
+BLOCKED = 5
 _DEFAULT = Settings()
 Target = Annotated[
     str,
@@ -77,6 +79,18 @@ Beat = Annotated[float | None, _tuning("--beat", "Seconds between renewals of th
 Margin = Annotated[
     float | None, _tuning("--margin", "Seconds by which servers' clocks may differ.", _DEFAULT.margin)
 ]
+MaxBlock = Annotated[
+    float | None,
+    _tuning("--max-block", "Seconds that a handler may block the event loop.", _DEFAULT.max_block),
+]
+ExitWhenBlocked = Annotated[
+    bool,
+    typer.Option(
+        "--exit-when-blocked/--stay-when-blocked",
+        rich_help_panel="Tuning",
+        help=f"What to do then: end with code {BLOCKED}, so that others get the jobs, or go on holding them.",
+    ),
+]
 
 
 def run(
@@ -107,6 +121,8 @@ def run(
     lease: Lease = None,
     beat: Beat = None,
     margin: Margin = None,
+    max_block: MaxBlock = None,
+    exit_when_blocked: ExitWhenBlocked = True,
 ) -> None:
     """Run the handlers of a Queue until stopped: what production starts.
 
@@ -119,10 +135,12 @@ def run(
     log.configure(log_form, debug=debug)
     settings = _given(
         concurrency=concurrency, interval=interval, stop_deadline=stop_deadline, lease=lease, beat=beat,
-        margin=margin, poll=poll,
+        margin=margin, poll=poll, max_block=max_block,
     )  # fmt: skip
     runner = queue.runner(name or f"{socket.gethostname()}-{os.getpid()}"[-200:], **settings)
     runner.health = None if health_file is None else str(health_file)
+    if exit_when_blocked:
+        runner.on_stuck = lambda: _leave(runner, BLOCKED)
     try:
         serve(runner)
     except (StreamJobsError, PyMongoError):
@@ -194,12 +212,12 @@ async def _serve(runner: Runner) -> None:
         await runner.run()
 
 
-def _leave(runner: Runner) -> None:
+def _leave(runner: Runner, code: int = 1) -> None:
     if runner.health is not None:
         Path(runner.health).unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from streamjobs import context, events
 from streamjobs.clock import boot
 from streamjobs.errors import LeaseLost
 from streamjobs.handler import Cancel, Snooze
+from streamjobs.job import Job
 from streamjobs.runner.held import Ended, Held
 
 _LOST = "the runner could not renew its lease in time"
@@ -37,19 +38,20 @@ class Executor:
         slots: how many handlers run at once.
         ended: called in the event loop with each job in hand and how its try ended.
         orphaned: called with a try that outlived stop, from whichever thread it ended in.
+
+    Attributes:
         freed: called in the event loop when a slot has become free.
 
     """
 
     def __init__(
-        self, slots: int, ended: Callable[[Held, Ended], None], orphaned: Callable[[Held, Ended], None],
-        freed: Callable[[], None],
-    ) -> None:  # fmt: skip
+        self, slots: int, ended: Callable[[Held, Ended], None], orphaned: Callable[[Held, Ended], None]
+    ) -> None:
         self._slots = slots
         self._threads = CapacityLimiter(slots)
         self._ended = ended
         self._orphaned = orphaned
-        self._freed = freed
+        self.freed: Callable[[], None] = lambda: None
         self._tasks: dict[Held, asyncio.Task[None]] = {}
         self._ready: deque[Held] = deque()
         self._ends: deque[float] = deque()
@@ -76,6 +78,11 @@ class Executor:
         if free >= 0:
             return free, soon
         return 0, 0 if -2 * free > soon else soon + free
+
+    def job_of(self, task: asyncio.Task[Any]) -> Job | None:
+        """The job whose handler a task runs or (told from Python 3.12 on) was started by; from any thread."""
+        job = next((held.job for held, mine in tuple(self._tasks.items()) if mine is task), None)
+        return context.of_task(task) if job is None else job
 
     def start(self, held: Held) -> None:
         """Begin a try, or have it wait for a slot."""
@@ -170,7 +177,7 @@ class Executor:
             while self._ready and len(self._tasks) < self._slots:
                 self._begin(self._ready.popleft())
             self._changed.set()
-            self._freed()
+            self.freed()
 
     async def _try(self, held: Held) -> Ended:
         """Look whether it may start, read the arguments, call, see how it ended."""

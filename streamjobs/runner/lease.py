@@ -23,6 +23,7 @@ from pymongo.errors import PyMongoError
 from streamjobs import events
 from streamjobs.clients import Source, close_sync
 from streamjobs.clock import boot
+from streamjobs.runner.turns import Turns
 from streamjobs.settings import Settings
 from streamjobs.transitions import Pipeline, literal
 from streamjobs.version import __version__
@@ -32,7 +33,6 @@ _PREFIX = "runner:"
 _NEVER = float("-inf")
 _LAST = 0.5  # seconds for a command once the runner has stopped
 _RETRY = 0.5  # seconds between attempts while the server is away
-_STALLED = 60.0  # seconds without a turn of the event loop after which the health file is no longer touched
 
 
 def _renew_now() -> None:
@@ -107,7 +107,8 @@ class Beat(threading.Thread):
 
     Args:
         tell: called in this thread with "registered", "late", "lost" or "renewed".
-        health: a file that is touched at each renewal, for probes.
+        turns: whether the event loop turns; looked at between renewals.
+        health: a file that is touched at each renewal while it does, for probes.
 
     """
 
@@ -118,6 +119,7 @@ class Beat(threading.Thread):
         kinds: Sequence[str],
         settings: Settings,
         tell: Callable[[str], None],
+        turns: Turns,
         health: str | None = None,
     ) -> None:
         super().__init__(name=f"streamjobs beat {name}", daemon=True)
@@ -133,14 +135,10 @@ class Beat(threading.Thread):
         self._late = False
         self._ending = False
         self._again: list[Callable[[], None]] = []  # commands that failed, until the next renewal
-        self._turn = boot()
+        self._turns = turns
         self._client: Any = None
         self._jobs: Any = None
         self.last_error: BaseException | None = None
-
-    def loop_turned(self) -> None:
-        """Called by the event loop now and then: it is alive."""
-        self._turn = boot()
 
     def submit(self, write: Callable[[Any], None]) -> None:
         """Have ``write(collection)`` called in this thread, after the loop has gone."""
@@ -183,10 +181,11 @@ class Beat(threading.Thread):
         self._again.clear()
         until = boot() + pause
         while (left := until - boot()) > 0:
+            self._turns.look()
             try:
-                command = self._commands.get(timeout=left)
+                command = self._commands.get(timeout=min(left, self._turns.period))
             except queue.Empty:
-                return True
+                continue
             if command is None:
                 return False
             if command is _renew_now:
@@ -257,7 +256,7 @@ class Beat(threading.Thread):
         return [(one.address, one.election_id) for one in servers if one.is_writable]
 
     def _touch(self) -> None:
-        if self._health is not None and boot() - self._turn < _STALLED:
+        if self._health is not None and self._turns.good:
             with suppress(OSError):  # a probe that finds it old is the signal
                 self._health.touch()
 

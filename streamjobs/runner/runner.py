@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -32,6 +32,7 @@ from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
 from streamjobs.runner.takeback import Sweeper
 from streamjobs.runner.tasks import end_task
+from streamjobs.runner.turns import Turns
 from streamjobs.runner.wake import Waker
 from streamjobs.settings import Settings
 
@@ -49,6 +50,9 @@ class Runner:
         settings: how it behaves.
         health: a file that is touched at each renewal while the event loop turns, for probes.
 
+    Attributes:
+        on_stuck: called, in another thread, when a handler has blocked the event loop for ``max_block``.
+
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class Runner:
         self.name = name
         self.settings = settings
         self.health = health
+        self.on_stuck: Callable[[], None] = lambda: None
         self._source = source
         self._handlers = dict(handlers)
         self._clock = ServerClock()
@@ -167,8 +172,9 @@ class Runner:
             with suppress(RuntimeError):  # the loop may be closed while the thread still vouches
                 loop.call_soon_threadsafe(self._told, what)
 
-        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, self.health)
-        self._make_roles(self._beat)
+        turns = Turns(settings, lambda: self._who, self.on_stuck)
+        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, turns, self.health)
+        self._make_roles(self._beat, turns)
         self._beat.start()
         await self._first_beat()
         await self._check_indexes()
@@ -185,13 +191,11 @@ class Runner:
         )  # fmt: skip
         self._stopper.started.set()
 
-    def _make_roles(self, beat: Beat) -> None:
+    def _make_roles(self, beat: Beat, turns: Turns) -> None:
         settings, trust = self.settings, beat.trust
         self._backlog = Backlog(self.kinds, round((settings.period + _AHEAD) * 1000))
         self._finisher = Finisher(self._store, self._clock, lambda: trust.owner, self.name)
-        self._executor = Executor(
-            settings.concurrency, self._finisher.put, self._outlived, lambda: self._claimer.wake()
-        )
+        self._executor = Executor(settings.concurrency, self._finisher.put, self._outlived)
         self._claimer = Claimer(
             self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
             self._executor.room, self._executor.start, self._finisher.put,
@@ -212,6 +216,8 @@ class Runner:
             self._store.jobs, self.kinds, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
             self._waker.restart_all,
         )  # fmt: skip
+        turns.job_of = self._executor.job_of
+        self._executor.freed = self._claimer.wake
         self._finisher.done = self._settled
 
     async def _greet(self) -> None:
@@ -317,7 +323,6 @@ class Runner:
     def _told(self, what: str) -> None:
         """What the beat's thread says, in the loop."""
         beat = self._vouching
-        beat.loop_turned()
         if what == "lost":
             self._lose("lease.lost", reason="its record was fenced or is gone")
         elif what == "broken":
