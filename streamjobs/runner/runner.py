@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from streamjobs import clients, events, local
 from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import BadArgument, ConfigError, ConnectError, StreamRefused
+from streamjobs.errors import BadArgument, ConfigError, ConnectError
 from streamjobs.handler import Handler
 from streamjobs.indexes import missing
 from streamjobs.job import RUNNABLE, Status
@@ -25,6 +25,7 @@ from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
+from streamjobs.runner.greet import greet, no_stream
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
 from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
@@ -165,7 +166,7 @@ class Runner:
         )
         self._client = client
         self._store = Store(self._source.jobs_of(client))
-        await self._greet()
+        await greet(self._store, self._clock, self._source.namespace, stream=settings.poll is None)
         self._registered = asyncio.Event()
 
         def tell(what: str) -> None:
@@ -220,26 +221,6 @@ class Runner:
         self._executor.freed = self._claimer.wake
         self._finisher.done = self._settled
 
-    async def _greet(self) -> None:
-        """Ask the server who it is; learn its clock."""
-        try:
-            with pymongo.timeout(clients.COMMAND_TIMEOUT):
-                await self._store.learn(self._clock)  # pays for connecting
-                hello = await self._store.learn(self._clock)
-        except PyMongoError as error:
-            short = str(error).partition(", Timeout:")[
-                0
-            ]  # what follows is the driver's whole view of the servers
-            raise ConnectError(
-                f"no MongoDB server answers for {self._source.namespace} ({type(error).__name__}: {short[:300]}): "
-                "check that it runs and that the URI names it"
-            ) from error
-        if self.settings.poll is None and not hello.get("setName") and hello.get("msg") != "isdbgrid":
-            raise StreamRefused(
-                "this server is a standalone, which has no change streams: start mongod with --replSet rs0 and run "
-                "rs.initiate() once (a replica set of one member will do), or choose poll=SECONDS"
-            )
-
     async def _first_beat(self) -> None:
         """Wait for the record: no claim before it is written by a majority."""
         beat = self._beat
@@ -258,11 +239,7 @@ class Runner:
     async def _open_stream(self) -> None:
         await self._stream.first()
         if self._stream.state == "refused" and refused(self._stream.error):
-            raise StreamRefused(
-                f"the server gives no change stream on {self._source.namespace} ({self._stream.error}): it takes a "
-                "replica set or sharded cluster, the privileges find and changeStream on this collection (see "
-                "deploy/role.js), and a host that allows streams; or choose poll=SECONDS"
-            ) from self._stream.error
+            raise no_stream(self._source.namespace, self._stream.error) from self._stream.error
 
     async def _check_indexes(self) -> None:
         try:

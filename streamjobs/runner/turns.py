@@ -67,7 +67,8 @@ class Turns:
                 self._loop.call_soon_threadsafe(self._answered)
         elif silent >= self._max and self._told != "stuck":
             self._told = "stuck"
-            stack = "".join(traceback.format_stack(sys._current_frames().get(self._thread), _FRAMES))  # noqa: SLF001
+            frames = sys._current_frames()  # noqa: SLF001 # pyright: ignore[reportPrivateUsage] - documented all the same
+            stack = "".join(traceback.format_stack(frames.get(self._thread), _FRAMES))
             events.emit("loop.stuck", **self._who(), **self._job(), since_ms=silent * 1000, stack=stack)
             self._stuck()
         elif silent >= 0.9 * self.period and not self._told and not self._loop.is_closed():
