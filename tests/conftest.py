@@ -19,6 +19,7 @@ from pymongo import AsyncMongoClient, MongoClient
 from streamjobs import Queue, events
 from streamjobs.embedded import Server
 from streamjobs.events import subscribe
+from tests.proxy import Proxy
 
 #: Modules whose asserts shall tell what they compared, as those of a test file do.
 pytest.register_assert_rewrite("tests.candidates", "tests.transition_model")
@@ -61,6 +62,13 @@ def uri(server: Server | None) -> str:
 def python_server(server: Server | None) -> bool:
     """Whether the shared server is the slow one, for which counts are made smaller."""
     return server is not None and server.program.sort == "python"
+
+
+@pytest.fixture
+def proxied(uri: str) -> Iterator[Proxy]:
+    """A proxy in front of the shared server; clients that connect to ``proxied.uri`` can be given faults."""
+    with Proxy(uri) as one:
+        yield one
 
 
 @pytest.fixture
