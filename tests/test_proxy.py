@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
 from pymongo.errors import (
     AutoReconnect,
     NetworkTimeout,
-    NotPrimaryError,
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
@@ -21,60 +18,9 @@ from pymongo.write_concern import WriteConcern
 
 from streamjobs.clock import boot
 from tests.proxy import Answer, Cut, Delay, Drop, Duplicate, Hold, LoseReply, Proxy, wire
+from tests.proxy.driver import Driver, insert, streaming, update
 
 DURABLE = WriteConcern("majority", j=True)
-
-
-class Driver:
-    """Either client behind one form of call."""
-
-    def __init__(self, cls, uri, namespace, **options):
-        self.client = cls(uri, **{"appname": "mine", "timeoutMS": 20_000, **options})
-        self._database, _, self._name = namespace.partition(".")
-        self._threads = ThreadPoolExecutor(4)
-        self._closed = False
-
-    async def do(self, call):
-        """``call(collection)``, awaited or in a thread."""
-        collection = self.client[self._database][self._name]
-        if isinstance(self.client, AsyncMongoClient):
-            result = call(collection)
-            return await result if inspect.isawaitable(result) else result
-        return await asyncio.get_running_loop().run_in_executor(self._threads, call, collection)
-
-    async def stream(self):
-        return await self.do(lambda jobs: jobs.watch(max_await_time_ms=5_000))
-
-    async def next(self, stream):
-        return await self.do(lambda _: stream.next())
-
-    async def close(self):
-        if not self._closed:
-            self._closed = True
-            await self.do(lambda jobs: jobs.database.client.close())
-            self._threads.shutdown(wait=False)
-
-
-@pytest.fixture(params=[AsyncMongoClient, MongoClient], ids=["async", "sync"])
-async def drive(request, proxied, namespace, driver_litter):
-    """Makes drivers that go through the proxy."""
-    made = []
-
-    def make(**options):
-        made.append(Driver(request.param, proxied.uri, namespace, **options))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.close()
-
-
-def insert(id_):
-    return lambda jobs: jobs.insert_one({"_id": id_})
-
-
-def update(jobs):
-    return jobs.update_many({"_id": 1}, {"$inc": {"n": 1}})
 
 
 async def test_clients_see_a_replica_set_of_three_and_everything_passes_through(proxied, drive, raw):
@@ -351,91 +297,6 @@ async def test_an_error_may_come_although_the_write_was_done(proxied, drive, raw
     assert raw.find_one({"_id": 1})["n"] == 2
 
 
-async def test_a_step_down_is_learnt_at_once_and_a_write_is_repeated_on_the_new_primary(proxied, drive, raw):
-    driver = drive()
-    await driver.do(insert(0))
-    for n in range(1, 7):
-        before = proxied.primary
-        proxied.step_down()
-        began = boot()
-        await driver.do(insert(n))
-        assert boot() - began < 2  # the driver's monitors wait up to 10 s for news
-        assert proxied.primary != before
-    assert raw.count_documents({}) == 7
-
-
-async def test_without_a_primary_writes_wait_and_reads_of_secondaries_go_on(proxied, drive, raw):
-    driver = drive()
-    await driver.do(insert(1))
-    proxied.step_down(1.0)
-    assert proxied.primary is None
-    began = boot()
-    secondary = drive(appname="reads", readPreference="secondaryPreferred")
-    assert await secondary.do(lambda jobs: jobs.find_one({"_id": 1}))
-    await driver.do(insert(2))
-    assert boot() - began > 0.5
-    assert raw.count_documents({}) == 2
-
-
-async def test_an_unrepeated_write_is_told_that_the_primary_stepped_down(proxied, drive):
-    driver = drive(retryWrites=False)
-    await driver.do(insert(1))
-    proxied.step_down()
-    with pytest.raises((NotPrimaryError, OperationFailure)) as caught:
-        for n in range(2, 1000):  # until the driver has heard: one that it sends to the old primary
-            await driver.do(insert(n))
-            proxied.step_down()
-    assert caught.value.details["code"] == 10107
-    assert caught.value.details["topologyVersion"]["counter"] >= 2
-    assert not caught.value.has_error_label("RetryableWriteError")
-
-
-async def test_a_write_under_way_at_a_step_down_is_done_once(proxied, drive, raw):
-    driver, plain = drive(), drive(retryWrites=False, appname="plain")
-    raw.insert_one({"_id": 1, "n": 0})
-    await plain.do(lambda jobs: jobs.find_one())
-    for one, many in ((driver, False), (plain, True)):
-        rule = proxied.fault(Delay(0.5, reply=True), commands=("update",), times=1)
-        doing = asyncio.create_task(
-            one.do(update if many else lambda jobs: jobs.update_one({"_id": 1}, {"$inc": {"n": 1}}))
-        )
-        await rule.hit()
-        proxied.step_down()
-        if many:
-            with pytest.raises((WriteConcernError, NotPrimaryError, AutoReconnect)):
-                await doing
-        else:
-            assert (await doing).modified_count == 1
-    assert raw.find_one({"_id": 1})["n"] == 2
-
-
-async def test_a_stream_outlives_a_step_down_with_and_without_its_get_more(proxied, drive, raw):
-    driver = drive()
-    async with streaming(driver) as stream:
-        for n, faults in enumerate([{}, {"streams": True}, {"crash": True, "seconds": 0.3}]):
-            seen = proxied.fault(Delay(0), commands=("getMore",))
-            waiting = asyncio.create_task(driver.next(stream))
-            await seen.hit()
-            seen.remove()
-            proxied.step_down(**faults)
-            raw.insert_one({"_id": n})
-            assert (await waiting)["documentKey"] == {"_id": n}
-
-
-async def test_a_crashed_primary_refuses_connections_until_the_election_is_over(proxied, drive, raw):
-    driver = drive()
-    await driver.do(insert(1))
-    old = proxied.primary
-    proxied.step_down(0.5, crash=True)
-    direct = MongoClient(f"mongodb://{old}", directConnection=True, serverSelectionTimeoutMS=100)
-    with pytest.raises(ServerSelectionTimeoutError):
-        direct.admin.command("ping")
-    direct.close()
-    await driver.do(insert(2))
-    with MongoClient(f"mongodb://{old}", directConnection=True) as direct:
-        assert direct.admin.command("hello")["secondary"]
-
-
 async def test_the_server_may_be_killed_and_started_again(own_server, namespace):
     with Proxy(own_server.uri) as proxy:
         for cls in (AsyncMongoClient, MongoClient):
@@ -450,15 +311,3 @@ async def test_the_server_may_be_killed_and_started_again(own_server, namespace)
             own_server.start()
             assert await driver.do(lambda jobs, one=one: jobs.find_one({"name": one["name"]}))
             await driver.close()
-
-
-class streaming:  # noqa: N801 - reads as a verb
-    def __init__(self, driver):
-        self._driver = driver
-
-    async def __aenter__(self):
-        self._stream = await self._driver.stream()
-        return self._stream
-
-    async def __aexit__(self, *_):
-        await self._driver.do(lambda _: self._stream.close())
