@@ -79,6 +79,11 @@ class Source:
         """``database.collection``."""
         return f"{self.database}.{self.collection}"
 
+    @property
+    def uri(self) -> str | None:
+        """The URI that its clients are made of; None where a function makes them, or nothing can."""
+        return self._connect if isinstance(self._connect, str) else None
+
     def with_uri(self, uri: str, name: str | None = None) -> Source:
         """The same queue on another server, or under another name."""
         return Source(uri, name or self.namespace, None)

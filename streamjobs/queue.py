@@ -65,6 +65,11 @@ class Queue:
         return self._source.namespace
 
     @property
+    def source(self) -> Source:
+        """Where its clients come from; :func:`streamjobs.doctor.examine` takes it."""
+        return self._source
+
+    @property
     def handlers(self) -> Mapping[str, Handler]:
         """The registered handlers by kind."""
         return dict(self._handlers)

@@ -17,13 +17,14 @@ from jsonschema import Draft202012Validator
 from pymongo import AsyncMongoClient, MongoClient
 
 from streamjobs import Queue, events
+from streamjobs.clients import Source
 from streamjobs.embedded import Server
 from streamjobs.events import subscribe
 from tests.proxy import Proxy
 from tests.proxy.driver import Driver
 
 #: Modules whose asserts shall tell what they compared, as those of a test file do.
-pytest.register_assert_rewrite("tests.candidates", "tests.transition_model")
+pytest.register_assert_rewrite("tests.candidates", "tests.doctored", "tests.transition_model")
 
 TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
 _VALIDATORS = {one["title"]: Draft202012Validator(one) for one in events.schema()["oneOf"]}
@@ -129,6 +130,12 @@ async def queue(uri: str, namespace: str) -> AsyncIterator[Queue]:
         task for task in asyncio.all_tasks() if task.get_name().startswith("streamjobs ") and not task.done()
     }
     assert not here, f"left running: {here}"
+
+
+@pytest.fixture
+def source(uri: str, namespace: str) -> Source:
+    """Where a queue on the test's collection gets its clients."""
+    return Source(uri, namespace, None)
 
 
 class Seen:

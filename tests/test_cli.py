@@ -30,7 +30,19 @@ def error_of(done):
 def test_version_and_help(here):
     assert here.call("--version").stdout.strip() == f"streamjobs {__version__}"
     text = here.call("--help").stdout
-    for word in ("run", "dev", "demo", "put", "list", "show", "stats", "retry", "cancel", "indexes"):
+    for word in (
+        "run",
+        "dev",
+        "demo",
+        "put",
+        "list",
+        "show",
+        "stats",
+        "retry",
+        "cancel",
+        "indexes",
+        "doctor",
+    ):
         assert re.search(rf"\b{word}\b", text)
     assert "STREAMJOBS_URI" in text
     assert "Exit codes" in text

@@ -108,6 +108,6 @@ def test_streamjobs_run_exits_when_it_is_blocked_unless_told_to_stay(
         if stay:
             assert running.process.poll() is None
             return
-        assert running.wait() == 5
+        assert running.wait() == 6
         assert not health.exists()
         assert raw.find_one({"kind": "greedy"})["status"] == 2  # comes back by the lease

@@ -1,7 +1,7 @@
 """The command line: ``streamjobs``, or ``python -m streamjobs``.
 
 Read on in ``place`` (which server, which collection), ``running`` (run and dev), ``jobs`` (put, list, show and
-so on), ``demo``; ``show`` and ``log`` are how things look.
+so on), ``doctor``, ``demo``; ``show`` and ``log`` are how things look.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typer.core import TyperGroup
 from streamjobs import __version__
 from streamjobs.cli import jobs, show
 from streamjobs.cli.demo import demo
+from streamjobs.cli.doctor import doctor
 from streamjobs.cli.running import dev, run
 from streamjobs.errors import BadArgument, ConfigError, JobNotFound, JobState, StreamJobsError
 
@@ -29,7 +30,8 @@ STREAMJOBS_SERVER (mongod, rust or python) chooses the server that demo and dev 
 """
 _CODES = """\
 [bold]Exit codes:[/bold] 0 done; 1 it failed; 2 wrong usage or settings; 3 no such job; \
-4 the job's status does not allow it; 5 a handler blocked the runner's event loop; 130 interrupted with ctrl+C.
+4 the job's status does not allow it; 5 doctor has warnings; 6 a handler blocked the event loop; \
+130 interrupted with ctrl+C.
 """
 
 
@@ -90,7 +92,7 @@ def root(
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Run handlers": {"run": run, "dev": dev, "demo": demo},
     "Put and change": {"put": jobs.put, "retry": jobs.retry, "cancel": jobs.cancel, "indexes": jobs.indexes},
-    "Look": {"list": jobs.list_jobs, "show": jobs.show_job, "stats": jobs.stats},
+    "Look": {"list": jobs.list_jobs, "show": jobs.show_job, "stats": jobs.stats, "doctor": doctor},
 }
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():

@@ -24,7 +24,7 @@ from streamjobs.runner.signals import on_signals
 from streamjobs.settings import Settings
 
 #: Exit code of a runner whose event loop a handler has blocked for too long.
-BLOCKED = 5
+BLOCKED = 6
 _DEFAULT = Settings()
 Target = Annotated[
     str,
