@@ -17,6 +17,8 @@ from typing import Any
 
 import structlog
 
+from streamjobs.errors import BadArgument
+
 Listener = Callable[[str, str, dict[str, Any]], None]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -62,6 +64,10 @@ FIELDS: dict[str, tuple[str, str]] = {
     "lease": ("number", "the lease, seconds"),
     "delay": ("number", "seconds asked for"),
     "stack": ("string", "where the event loop's thread is, the innermost call last"),
+    "supervisor": ("string", "the supervisor's name; its runners are called that with -1, -2 and so on"),
+    "processes": ("integer", "how many processes it keeps"),
+    "exit": ("integer", "the exit code; minus the signal's number where one ended it"),
+    "memory": ("number", "resident memory in MB (1,000,000 bytes)"),
 }
 
 
@@ -78,6 +84,7 @@ class Event:
 
 
 _RUN = ("runner", "owner")
+_PROCESS = ("supervisor", "runner")
 _TRY = ("job", "kind", "number", *_RUN)
 
 CATALOGUE: dict[str, Event] = {
@@ -135,20 +142,34 @@ CATALOGUE: dict[str, Event] = {
         Event("runner.stopping", "info", "Stop was asked; no more claims.", (*_RUN, "reason", "held")),
         Event("runner.stopped", "info", "The runner has stopped.", (*_RUN, "held", "took_ms")),
         Event("runner.failed", "error", "The runner stopped because of an error of its own.", (*_RUN, "error", "message")),
+        Event("supervisor.started", "info", "A supervisor begins to start its processes.", ("supervisor", "processes", "pid", "host")),
+        Event("supervisor.stopping", "info", "The supervisor stops its processes.", ("supervisor", "reason")),
+        Event("supervisor.stopped", "info", "All processes have ended.", ("supervisor", "exit", "took_ms")),
+        Event("supervisor.failed", "error", "Processes can't be started: the supervisor gives up.", ("supervisor", "runner", "reason")),
+        Event("process.started", "info", "A process was started; `runner.started` follows when its runner is ready.", (*_PROCESS, "pid")),
+        Event(
+            "process.ended",
+            "info",
+            "A process ended. Warning unless it was asked to and did in order.",
+            (*_PROCESS, "pid", "exit", "reason", "since_ms"),
+            ("retry_in",),
+            ("info", "warning"),
+        ),
+        Event("process.recycled", "info", "A process has reached a limit: it is stopped in order and replaced.", (*_PROCESS, "pid", "reason"), ("count", "memory")),
         Event("listener.failed", "error", "A function given to subscribe() raised.", ("error", "message")),
     )
 }  # fmt: skip
 
-_listeners: list[Listener] = []
+_listeners: list[tuple[Listener, int]] = []  # with the least level that each wants
 _logger: Any = structlog.get_logger("streamjobs")
 _stdlib = logging.getLogger("streamjobs")
 
 
 def wanted(level: str) -> bool:
     """Whether anyone would see an event of this level: ask before building one in a hot path."""
-    if _listeners:
-        return True
     number = _LEVELS[level]
+    if any(number >= least for _, least in _listeners):
+        return True
     if not structlog.is_configured():
         return number >= logging.WARNING and _stdlib.isEnabledFor(number)
     bound = _logger.bind()
@@ -162,7 +183,9 @@ def emit(name: str, *, level: str | None = None, **fields: Any) -> None:
     if not wanted(level):
         return
     told = {key: _plain(key, value) for key, value in fields.items() if value is not None}
-    for listener in tuple(_listeners):
+    for listener, least in tuple(_listeners):
+        if _LEVELS[level] < least:
+            continue
         try:
             listener(name, level, dict(told))
         except Exception as error:  # noqa: BLE001 - a listener may harm nothing
@@ -204,16 +227,28 @@ def printable(text: str) -> str:
 
 
 @contextmanager
-def subscribe(listener: Listener) -> Generator[None, None, None]:
-    """Call ``listener(name, level, fields)`` for every event while the context is open.
+def subscribe(listener: Listener, *, level: str = "debug") -> Generator[None, None, None]:
+    """Call ``listener(name, level, fields)`` for every event of this level or above while the context is open.
 
-    Called where the event happens, in the event loop or a thread: be quick, and do not block.
+    Called where the event happens, in the event loop or a thread: be quick, and do not block. Events that nobody
+    wants are not even built, so ask for no lower level than you need.
+
+    Args:
+        listener: what to call.
+        level: debug, info, warning or error.
+
+    Raises:
+        BadArgument: there is no such level.
+
     """
-    _listeners.append(listener)
+    if level not in _LEVELS:
+        raise BadArgument("level", level, f"give one of {', '.join(_LEVELS)}")
+    entry = (listener, _LEVELS[level])
+    _listeners.append(entry)
     try:
         yield
     finally:
-        _listeners.remove(listener)
+        _listeners.remove(entry)
 
 
 def job_logger(**bound: Any) -> Any:

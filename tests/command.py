@@ -51,7 +51,7 @@ class Running:
             start_new_session=True,
             **options,
         )
-        self.out, self.err = [], []
+        self.out, self.err, self.seen = [], [], []
         self._lines = queue.SimpleQueue()
         self._readers = [
             threading.Thread(
@@ -83,6 +83,21 @@ class Running:
     def event(self, name):
         """Wait for an event."""
         return json.loads(self.until(rf'"event": "{re.escape(name)}"').string)
+
+    def events(self, name, count=1, **match):
+        """Wait until there were so many such events, in whatever order with others; all of them."""
+
+        def fits(event):
+            return event["event"] == name and all(event.get(key) == value for key, value in match.items())
+
+        found = [event for event in self.seen if fits(event)]
+        while len(found) < count:
+            line = self._lines.get(timeout=LONG)
+            assert line is not None, f"ended without {count} x {name} {match}: {self.out + self.err}"
+            if line.startswith("{"):
+                self.seen.append(json.loads(line))
+                found += self.seen[-1:] if fits(self.seen[-1]) else []
+        return found
 
     def signal(self, number):
         self.process.send_signal(number)
@@ -153,10 +168,10 @@ class Place:
         """Put a job; its document."""
         return json_util.loads(self.call("put", *command, "--json").stdout)
 
-    def run(self, *options):
+    def run(self, *options, target="app:jobs"):
         """Start a runner; it ends with this place."""
         place = [word for name, value in self._place.items() for word in (f"--{name}", value)]
-        one = Running("run", "app:jobs", *place, *options, cwd=self.folder)
+        one = Running("run", target, *place, *options, cwd=self.folder)
         self._opened.append(one)
         return one
 

@@ -15,6 +15,7 @@ import structlog
 
 import streamjobs
 from streamjobs import events
+from streamjobs.errors import BadArgument
 from streamjobs.events import CATALOGUE, FIELDS, emit, subscribe, wanted
 from tests.conftest import check_event
 
@@ -305,6 +306,19 @@ def test_a_listener_hears_until_its_context_is_left_also_by_an_error():
     emit("job.put", count=1)
     assert told == ["job.put"] * 2
     assert not wanted("info")
+
+
+def test_a_listener_hears_from_its_level_on_and_what_nobody_wants_is_not_built():
+    told: list[str] = []
+    with subscribe(lambda name, level, fields: told.append(name), level="warning"):
+        emit("job.put", count=1, kinds=[], took_ms=0.0)
+        emit("lease.late", runner="r", owner="o", error="e", message="m")
+    assert told == ["lease.late"]
+    with subscribe(print, level="info"):
+        assert wanted("info")
+        assert not wanted("debug")
+    with pytest.raises(BadArgument, match="debug, info, warning, error"), subscribe(print, level="loud"):
+        pass
 
 
 async def test_a_listener_that_raises_does_not_harm_a_put(queue, raw, caplog):

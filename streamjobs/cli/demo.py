@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import queue
 import secrets
+import signal
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -19,15 +22,8 @@ from rich.text import Text
 
 from streamjobs import events
 from streamjobs.cli import log, place, show
-from streamjobs.cli.demo_jobs import jobs as queue
-from streamjobs.cli.processes import (
-    Event,
-    Events,
-    Interrupted,
-    Interrupts,
-    RunnerProcess,
-    take,
-)
+from streamjobs.cli.demo_jobs import jobs as handlers
+from streamjobs.cli.processes import Hooks, RunnerProcess
 from streamjobs.clock import boot
 from streamjobs.embedded import temporary
 from streamjobs.errors import StreamJobsError
@@ -41,7 +37,12 @@ _JOBS = 30.0
 _STOP = 8.0
 _CLEAR = 5.0
 _ROOMY = 90
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FINAL = ("success", "failed", "cancelled")
+
+Event = dict[str, Any]
+#: Events of all processes in the order in which they were read; a process's end is an event without a name.
+Events = queue.SimpleQueue[Event]
 
 DemoUri = Annotated[
     str | None,
@@ -89,13 +90,55 @@ def _demo(uri: str | None, out: Console, shown: Show) -> None:
                 runner.terminate()
             shown.until_stopped()
             for runner in runners:
-                if runner.wait():
+                if runner.wait(_STOP):
                     raise StreamJobsError(f"{runner.name} {runner.describe_end()}")
         found = {job.id: job for job in jobs.list(limit=1000)}
         out.print()
         out.print(_summary([found[job.id] for job in shown.jobs], shown.tries, out.width))
         out.print("In ms: wake, from due until a runner knows; claim, until it has the job;")
         out.print("run, the handler; record, until the outcome is written.")
+
+
+class Interrupted(Exception):  # noqa: N818 - it is nobody's error
+    """A signal asked to end; ``number`` says which."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP as something to look at, so that they tear nothing that is half done.
+
+    Args:
+        events: gets an empty event, to wake who waits there.
+
+    """
+
+    def __init__(self, events: Events) -> None:
+        self._events = events
+        self._number: int | None = None
+
+    def check(self) -> None:
+        """Raise Interrupted once a signal has come."""
+        if self._number is not None:
+            raise Interrupted(self._number)
+
+    @contextmanager
+    def caught(self) -> Generator[None]:
+        """Take the signals for as long as the context is open."""
+
+        def note(number: int, _frame: Any) -> None:
+            if self._number is None:
+                self._number = number
+                self._events.put({})
+
+        before = {number: signal.signal(number, note) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 @dataclass
@@ -138,7 +181,11 @@ class Show:
     def _until(self, done: Any, seconds: float, what: str) -> None:
         until = boot() + seconds
         while not done():
-            self._one(take(self.coming, until - boot(), what))
+            try:
+                event = self.coming.get(timeout=max(0.0, until - boot()))
+            except queue.Empty:
+                raise StreamJobsError(f"{what} took too long") from None
+            self._one(event)
 
     def _one(self, event: Event) -> None:
         self.interrupts.check()
@@ -186,7 +233,7 @@ def _put_jobs(jobs: SyncQueue, shown: Show) -> None:
 
 def _put_one(jobs: SyncQueue, kind: str, data: dict[str, Any], delay: float | None) -> Job:
     # the queue of the command line knows no handlers: what they say of retries is said here
-    handler = queue.handlers[kind]
+    handler = handlers.handlers[kind]
     return jobs.put(kind, data, delay=delay, retries=handler.retries, retry_interval=handler.retry_interval)
 
 
@@ -254,8 +301,27 @@ def _runners(uri: str, collection: str, shown: Show) -> Generator[list[RunnerPro
     try:
         for name in _RUNNERS:
             shown.interrupts.check()
-            shown.runners[name] = RunnerProcess(name, _TARGET, uri, collection, shown.coming)
+            shown.runners[name] = _runner(name, uri, collection, shown.coming)
         yield list(shown.runners.values())
     finally:
         for runner in shown.runners.values():
             runner.kill()
+            runner.wait(_STOP)
+
+
+def _runner(name: str, uri: str, collection: str, coming: Events) -> RunnerProcess:
+    def line(text: bytes) -> None:
+        event = log.parse(text)
+        if event is None:
+            message = text.decode("utf-8", "replace").rstrip("\n")
+            event = {"event": "stderr", "level": "error", "message": message}
+        coming.put({"runner": name, **event})
+
+    return RunnerProcess(
+        name,
+        _TARGET,
+        ["--collection", collection, "--log", "json", "--stop-deadline", "3"],
+        {"STREAMJOBS_URI": uri},
+        Hooks(line, lambda _process: coming.put({"runner": name})),
+        output=subprocess.DEVNULL,
+    )

@@ -8,8 +8,9 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 import structlog
 from rich.text import Text
@@ -17,6 +18,7 @@ from rich.text import Text
 from streamjobs.cli import show
 
 _LEVELS = {"debug": "dim", "info": "", "warning": "yellow", "error": "red", "critical": "bold red"}
+_LOCK = threading.Lock()  # of stderr: lines are written whole
 _HEAD = ("event", "level", "timestamp")
 #: Not worth a reader's line: said elsewhere in it, or only of use to a program.
 _QUIET = {
@@ -94,6 +96,31 @@ def reading(event: Mapping[str, Any], *, runner: bool = False) -> Text:
     return text
 
 
+def pass_on(line: bytes) -> None:
+    """Write a line of another process to stderr as it is; it ends with a newline."""
+    with _LOCK, suppress(OSError, ValueError):
+        sys.stderr.buffer.write(line)
+        sys.stderr.buffer.flush()
+
+
+def pass_on_as_text(line: bytes) -> None:
+    """The same, with an event as a line for people that names its runner."""
+    event = parse(line)
+    if event is None:
+        pass_on(line)
+        return
+    pass_on((_rendered(event, runner=True) + "\n").encode("utf-8", "backslashreplace"))
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The event of a JSON line; None if it is something else."""
+    try:
+        event = json.loads(line)
+    except ValueError:
+        return None
+    return cast("dict[str, Any]", event) if isinstance(event, dict) and "event" in event else None
+
+
 def _try(event: Mapping[str, Any]) -> list[tuple[object, str] | str]:
     """How a try went: its number, outcome, times and error."""
     outcome, status = str(event["outcome"]), str(event.get("status", ""))
@@ -146,9 +173,13 @@ def _plain(value: Any) -> Any:
 
 
 def _as_text(_logger: Any, _method: str, event: Any) -> str:
+    return _rendered(event)
+
+
+def _rendered(event: Mapping[str, Any], *, runner: bool = False) -> str:
     out = show.console(stderr=True)
     with out.capture() as captured:
-        out.print(reading(event), soft_wrap=True, end="")
+        out.print(reading(event, runner=runner), soft_wrap=True, end="")
     return captured.get()
 
 
@@ -162,14 +193,13 @@ def _name_logger(logger: Any, _method: str, event: Any) -> Any:
 class _Lines:
     """A structlog logger that writes whole lines; nobody's job fails because nobody reads them."""
 
-    def __init__(self, stream: TextIO, lock: threading.Lock, name: str | None) -> None:
+    def __init__(self, stream: TextIO, name: str | None) -> None:
         self._stream = stream
-        self._lock = lock
         self.name = name
 
     def write(self, text: str) -> None:
         """Write a line."""
-        with self._lock:
+        with _LOCK:
             try:
                 self._stream.write(text + "\n")
                 self._stream.flush()
@@ -182,10 +212,9 @@ class _Lines:
 class _Factory:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._lock = threading.Lock()
 
     def __call__(self, name: str | None = None, *_: Any) -> _Lines:
-        return _Lines(self._stream, self._lock, None if name == "streamjobs" else name)
+        return _Lines(self._stream, None if name == "streamjobs" else name)
 
 
 class _Bridge(logging.Handler):

@@ -1,143 +1,198 @@
-"""Runners as processes of their own, whose events are read as they come, and which never outlive this one."""
+"""Runners as processes of their own: started as fresh interpreters, read line by line, never outliving this one.
+
+:class:`RunnerProcess` is the parent's end, :class:`Parent` the child's.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import IO, Any, cast
 
+from streamjobs import events
 from streamjobs.embedded import die_with_parent
-from streamjobs.errors import StreamJobsError
+from streamjobs.errors import BadArgument
 
-_STOP = 5.0
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-Event = dict[str, Any]
-#: Events of all processes in the order in which they were read; a process's end is an event without a name.
-Events = queue.SimpleQueue[Event]
+_LAST = 1.0  # seconds that a dead process's last lines get: what it started may hold its stderr open for ever
+_KILLED = 5.0
+#: What a process reports: its runner has started; it has done as many jobs as it was told to.
+STARTED, JOBS = "started", "jobs"
 
 
-class Interrupted(Exception):  # noqa: N818 - it is nobody's error
-    """A signal asked to end; ``number`` says which."""
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What is called as a process goes on, in threads.
 
-    def __init__(self, number: int) -> None:
-        super().__init__()
-        self.number = number
-
-
-class Interrupts:
-    """SIGINT, SIGTERM and SIGHUP as something to look at, so that they tear nothing that is half done.
-
-    Args:
-        events: gets an empty event, to wake who waits there.
+    Attributes:
+        line: with each whole line of its stderr.
+        ended: with it, once it has ended and its lines have been read.
+        told: with it and each word that it reports: ``STARTED``, ``JOBS``.
 
     """
 
-    def __init__(self, events: Events) -> None:
-        self._events = events
-        self._number: int | None = None
-
-    def check(self) -> None:
-        """Raise Interrupted once a signal has come."""
-        if self._number is not None:
-            raise Interrupted(self._number)
-
-    @contextmanager
-    def caught(self) -> Generator[None]:
-        """Take the signals for as long as the context is open."""
-
-        def note(number: int, _frame: Any) -> None:
-            if self._number is None:
-                self._number = number
-                self._events.put({})
-
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    line: Callable[[bytes], None]
+    ended: Callable[[RunnerProcess], None]
+    told: Callable[[RunnerProcess, str], None] = lambda _process, _word: None
 
 
 class RunnerProcess:
     """A ``streamjobs run`` in a process.
 
+    To be made in the main thread: the kernel ends the process with the thread that started it.
+
     Args:
         name: the runner's name.
         target: its MODULE:NAME.
-        uri: the server, given by the environment: others may read a command line.
-        collection: ``database.collection``.
-        events: where its events go.
+        options: more options of ``run``.
+        environment: what to set; URIs, for instance, since others may read a command line.
+        hooks: what to call.
+        jobs: after how many jobs it reports ``JOBS``; 0 is never.
+        output: its stdout; None is this process's.
+
+    Raises:
+        OSError: it could not be started.
 
     """
 
-    def __init__(self, name: str, target: str, uri: str, collection: str, events: Events) -> None:
+    def __init__(
+        self, name: str, target: str, options: Sequence[str], environment: Mapping[str, str], hooks: Hooks, *,
+        jobs: int = 0, output: int | None = None,
+    ) -> None:  # fmt: skip
         self.name = name
-        self._events = events
-        options = ["--collection", collection, "--name", name, "--log", "json", "--stop-deadline", "3"]
-        self._process = subprocess.Popen(  # noqa: S603 - our own command line
-            [sys.executable, "-m", "streamjobs", "run", target, *options],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "STREAMJOBS_URI": uri},
-            start_new_session=True,  # ctrl+C is for the parent, who stops it in order
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
-        )
-        self._reader = threading.Thread(target=self._read, name=f"demo reads {name}", daemon=True)
-        self._reader.start()
+        self._hooks = hooks
+        reports, tell = os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own command line
+                [
+                    sys.executable, "-m", "streamjobs", "run", target, *options, "--name", name,
+                    "--parent", f"{os.getpid()}:{tell}:{jobs}",
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                env={**os.environ, **environment},
+                pass_fds=[tell],
+                start_new_session=True,  # ctrl+C is for the parent, who hands it on
+            )  # fmt: skip
+        except BaseException:
+            os.close(reports)
+            raise
+        finally:
+            os.close(tell)
+        self._reader = self._thread("lines of", self._read)
+        self._watcher = self._thread("watch of", self._watch, os.fdopen(reports, "rb"))
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def code(self) -> int | None:
+        """Its exit code once it has ended; minus the signal's number if one ended it."""
+        return self._process.returncode
 
     def terminate(self) -> None:
-        """Ask it to stop."""
+        """Ask it to stop; again: at once; a third time: end."""
         self._process.terminate()
-
-    def wait(self) -> int:
-        """Its exit code, once it has ended; it is killed if that takes too long."""
-        try:
-            code = self._process.wait(_STOP)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
-        self._reader.join(_STOP)
-        return code
 
     def kill(self) -> None:
         """End it at once."""
         self._process.kill()
-        self.wait()
+
+    def wait(self, seconds: float) -> int:
+        """Its exit code, once it has ended; it is killed if that takes too long."""
+        self._watcher.join(seconds)
+        if self.code is None:
+            self.kill()
+            self._watcher.join(_KILLED)
+        return -signal.SIGKILL if self.code is None else self.code
 
     def describe_end(self) -> str:
-        """How it ended, for an error."""
-        code = self._process.wait(_STOP)
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        """How it ended, for a sentence that begins with its name."""
+        return describe_end(self.wait(_KILLED))
+
+    def _thread(self, what: str, work: Callable[..., None], *args: Any) -> threading.Thread:
+        thread = threading.Thread(target=work, args=args, name=f"{what} {self.name}", daemon=True)
+        thread.start()
+        return thread
 
     def _read(self) -> None:
-        for line in cast("Any", self._process.stderr):
-            self._events.put({"runner": self.name, **_parse(line)})
-        self._events.put({"runner": self.name})
+        with cast("IO[bytes]", self._process.stderr) as lines:
+            for line in lines:
+                self._hooks.line(line if line.endswith(b"\n") else line + b"\n")
+
+    def _watch(self, reports: IO[bytes]) -> None:
+        with reports:
+            for word in reports:
+                self._hooks.told(self, word.decode().strip())
+        self._process.wait()
+        self._reader.join(_LAST)
+        self._hooks.ended(self)
 
 
-def _parse(line: bytes) -> Event:
-    text = line.decode("utf-8", "replace").rstrip("\n")
-    try:
-        event = json.loads(text)
-    except ValueError:
-        event = None
-    if isinstance(event, dict) and "event" in event:
-        return cast("Event", event)
-    return {"event": "stderr", "level": "error", "message": text}
+def describe_end(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    with suppress(ValueError):
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"was killed by signal {-code}"  # real-time signals have no name
 
 
-def take(events: Events, seconds: float, what: str) -> Event:
-    """The next event; StreamJobsError if none comes in time."""
-    try:
-        return events.get(timeout=max(0.0, seconds))
-    except queue.Empty:
-        raise StreamJobsError(f"{what} took too long") from None
+@dataclass(slots=True)
+class Parent:
+    """Who started this process, as the option ``--parent`` says it.
+
+    Attributes:
+        pid: its process id.
+        pipe: file descriptor of the pipe to report to.
+        jobs: after how many to report ``JOBS``; 0 is never.
+
+    """
+
+    pid: int
+    pipe: int
+    jobs: int
+    _done: int = field(default=0, init=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Parent:
+        """The option's value, ``PID:PIPE:JOBS``."""
+        try:
+            pid, pipe, jobs = (int(part) for part in text.split(":"))
+        except ValueError:
+            raise BadArgument("--parent", text, "leave it out: it is for streamjobs itself") from None
+        return cls(pid, pipe, jobs)
+
+    def bind(self) -> None:
+        """End with the parent, however it ends; what this process starts gets no hold of the pipe."""
+        os.set_inheritable(self.pipe, False)
+        if sys.platform == "linux":
+            die_with_parent()
+        if os.getppid() != self.pid:  # it has ended before that was settled
+            os._exit(1)
+
+    @contextmanager
+    def informed(self) -> Generator[None]:
+        """Report to it for as long as the context is open."""
+        with events.subscribe(self._listen, level="info"):
+            yield
+
+    def _listen(self, name: str, _level: str, _fields: dict[str, Any]) -> None:
+        if name == "runner.started":
+            self._report(STARTED)
+        elif name == "try":
+            self._done += 1
+            if self._done == self.jobs:
+                self._report(JOBS)
+
+    def _report(self, word: str) -> None:
+        with suppress(OSError):
+            os.write(self.pipe, word.encode() + b"\n")

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,8 +16,10 @@ import typer
 from pymongo.errors import PyMongoError
 
 from streamjobs.cli import log, place, show
+from streamjobs.cli.processes import Parent
+from streamjobs.cli.supervise import Plan, Supervisor
 from streamjobs.embedded import Server
-from streamjobs.errors import StreamJobsError
+from streamjobs.errors import BadArgument, StreamJobsError
 from streamjobs.queue import Queue
 from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
@@ -93,29 +95,49 @@ ExitWhenBlocked = Annotated[
 ]
 
 
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="The runner's name. [dim]\\[default: host-pid][/dim]", show_default=False),
+]
+HealthFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--health-file",
+        metavar="PATH",
+        help="A file to touch while all is well, for probes; gone after a stop.",
+    ),
+]
+
+
+def _several(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(flag, metavar=metavar, min=1, rich_help_panel="Several processes", help=text)
+
+
+Processes = Annotated[
+    int | None, _several("--processes", "N", "Keep so many runner processes, called NAME-1 and so on.")
+]
+RecycleJobs = Annotated[
+    int | None, _several("--recycle-jobs", "N", "Replace a process after so many jobs, one at a time.")
+]
+RecycleMemory = Annotated[
+    int | None, _several("--recycle-memory", "MB", "Replace a process whose resident memory exceeds this.")
+]
+
+
 def run(
     target: Target,
     *,
     uri: place.Uri = None,
     collection: place.Collection = None,
-    name: Annotated[
-        str | None,
-        typer.Option(
-            "--name", help="The runner's name. [dim]\\[default: host-pid][/dim]", show_default=False
-        ),
-    ] = None,
+    name: Name = None,
     concurrency: Concurrency = None,
     stop_deadline: StopDeadline = None,
     log_form: LogForm = log.Form.AUTO,
     debug: Debug = False,
-    health_file: Annotated[
-        Path | None,
-        typer.Option(
-            "--health-file",
-            metavar="PATH",
-            help="A file to touch while all is well, for probes; gone after a stop.",
-        ),
-    ] = None,
+    health_file: HealthFile = None,
+    processes: Processes = None,
+    recycle_jobs: RecycleJobs = None,
+    recycle_memory: RecycleMemory = None,
     interval: Interval = None,
     poll: Poll = None,
     lease: Lease = None,
@@ -123,26 +145,46 @@ def run(
     margin: Margin = None,
     max_block: MaxBlock = None,
     exit_when_blocked: ExitWhenBlocked = True,
+    parent: Annotated[str | None, typer.Option("--parent", hidden=True)] = None,
 ) -> None:
     """Run the handlers of a Queue until stopped: what production starts.
 
     SIGTERM or ctrl+C stops it: it takes no more jobs, and running handlers may go on until the stop deadline.
     A second signal cancels them at once (their jobs are put back), a third one exits.
 
-    [dim]streamjobs run app:jobs --concurrency 20[/dim]
+    With --processes it starts runner processes, restarts those that die, and hands signals on.
+
+    [dim]streamjobs run app:jobs --concurrency 20 --processes 4[/dim]
     """
-    queue = place.load(target, uri, collection)
-    log.configure(log_form, debug=debug)
+    above = None if parent is None else Parent.parse(parent)
+    if above is not None:
+        above.bind()
     settings = _given(
         concurrency=concurrency, interval=interval, stop_deadline=stop_deadline, lease=lease, beat=beat,
         margin=margin, poll=poll, max_block=max_block,
     )  # fmt: skip
-    runner = queue.runner(name or f"{socket.gethostname()}-{os.getpid()}"[-200:], **settings)
+    name = name or f"{socket.gethostname()}-{os.getpid()}"[-190:]
+    if processes is not None:
+        plan = Plan(
+            name=name, target=target, processes=processes, options=_options(settings, debug=debug, stay=not exit_when_blocked),
+            environment=_given(STREAMJOBS_URI=uri, STREAMJOBS_COLLECTION=collection),
+            stop_deadline=Settings(**settings).stop_deadline, form=log_form, health=health_file,
+            recycle_jobs=recycle_jobs, recycle_memory=recycle_memory,
+        )  # fmt: skip
+        log.configure(log_form, debug=debug)
+        raise typer.Exit(Supervisor(plan).run())
+    for flag, value in (("--recycle-jobs", recycle_jobs), ("--recycle-memory", recycle_memory)):
+        if value is not None:
+            raise BadArgument(flag, value, "give --processes with it: it is the supervisor that replaces")
+    queue = place.load(target, uri, collection)
+    log.configure(log_form, debug=debug)
+    runner = queue.runner(name, **settings)
     runner.health = None if health_file is None else str(health_file)
     if exit_when_blocked:
         runner.on_stuck = lambda: _leave(runner, BLOCKED)
     try:
-        serve(runner)
+        with nullcontext() if above is None else above.informed():
+            serve(runner)
     except (StreamJobsError, PyMongoError):
         if log_form.is_json:  # runner.failed has said it, as JSON
             raise typer.Exit(1) from None
@@ -245,6 +287,12 @@ def _introduce(queue: Queue, server: Server, runner: Runner) -> None:
     out.print(show.line(("put     ", "dim"), f"streamjobs put {runner.kinds[0]} {where}"), soft_wrap=True)
     out.print(show.line(("stop    ", "dim"), "ctrl+C"))
     sys.stdout.flush()
+
+
+def _options(settings: dict[str, Any], *, debug: bool, stay: bool) -> list[str]:
+    """Settings as options of ``run`` again."""
+    words = [word for key, value in settings.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    return [*words, *(["--debug"] if debug else []), *(["--stay-when-blocked"] if stay else [])]
 
 
 def _given(**settings: Any) -> dict[str, Any]:
