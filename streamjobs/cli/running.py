@@ -182,9 +182,13 @@ def run(
     runner.health = None if health_file is None else str(health_file)
     if exit_when_blocked:
         runner.on_stuck = lambda: _leave(runner, BLOCKED)
+    with nullcontext() if above is None else above.informed():
+        _serve_logged(runner, log_form)
+
+
+def _serve_logged(runner: Runner, log_form: log.Form) -> None:
     try:
-        with nullcontext() if above is None else above.informed():
-            serve(runner)
+        serve(runner)
     except (StreamJobsError, PyMongoError):
         if log_form.is_json:  # runner.failed has said it, as JSON
             raise typer.Exit(1) from None
