@@ -94,6 +94,7 @@ CATALOGUE: dict[str, Event] = {
         Event("job.retried", "info", "An operator or program made a job new again.", ("job", "status")),
         Event("job.cancelled", "info", "A waiting job was cancelled.", ("job", "status", "reason")),
         Event("job.woken", "debug", "This runner learnt of a job.", ("job", "kind", "source", *_RUN)),
+        Event("wake.dropped", "info", "More jobs of these kinds were told of than are kept; they are read again.", ("kinds", *_RUN)),
         Event(
             "job.unreadable",
             "warning",

@@ -79,6 +79,7 @@ def test_more_than_10000_offers_are_read_again_instead_of_kept(monkeypatch):
     for one in rows:
         backlog.offer(one, NOW)
     home = range_of(backlog, rows[0])
+    assert backlog.dropped == {"mail"}
     assert backlog.next(100) == rows[:10]
     assert home.more
     left = rows[10:]

@@ -85,6 +85,7 @@ class Range:
     reading: bool = False
     restarted: bool = False  # while a read was in flight, whose page says nothing of the beginning
     passed: int = 0
+    dropped: set[str] = field(default_factory=set[str])  # kinds of which too much was told to keep it
 
     @property
     def unread(self) -> bool:
@@ -99,6 +100,7 @@ class Range:
             return False
         if len(self.heap) >= LIMIT:
             self.restart()  # it will be read again from its beginning
+            self.dropped.add(self.kind)
             return True
         self.ids.add(candidate.name)
         heapq.heappush(self.heap, (candidate.key, candidate))
@@ -168,8 +170,14 @@ class Backlog:
 
     def __init__(self, kinds: Iterable[str], horizon_ms: int) -> None:
         self.horizon_ms = horizon_ms
+        #: Kinds of which wakes or timers were dropped: they are read again.
+        self.dropped: set[str] = set()
         self._ranges = {
-            kind: [Range(kind, int(status), asap) for status in RUNNABLE for asap in (True, False)]
+            kind: [
+                Range(kind, int(status), asap, dropped=self.dropped)
+                for status in RUNNABLE
+                for asap in (True, False)
+            ]
             for kind in kinds
         }
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(self._ranges)
@@ -303,6 +311,8 @@ class Backlog:
         if known is not None and known <= candidate.runat:
             return True
         if len(self._timers) >= LIMIT:
+            if not self._cut:
+                self.dropped.add(candidate.kind)
             self._cut = True
             latest = max(self._timers)
             if candidate.runat >= latest[0]:

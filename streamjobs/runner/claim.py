@@ -26,6 +26,7 @@ from streamjobs.job import RUNNABLE, Job, date_ms, decode, id_key, problem_of, u
 from streamjobs.runner.backlog import Backlog, Candidate, Range
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Trust
+from streamjobs.runner.outage import Outage
 from streamjobs.runner.store import Store, candidate_of
 
 _AHEAD_MS = 0.5  # a timer fires this late, so that the server's clock agrees more often than not
@@ -51,8 +52,8 @@ class Claimer:
 
     def __init__(
         self, store: Store, backlog: Backlog, clock: ServerClock, trust: Trust, handlers: Mapping[str, Handler],
-        slots: int, runner: str, room: Callable[[], tuple[int, int]], start: Callable[[Held], None],
-        unusable: Callable[[Held, Ended], None],
+        slots: int, runner: str, outage: Outage, room: Callable[[], tuple[int, int]],
+        start: Callable[[Held], None], unusable: Callable[[Held, Ended], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._backlog = backlog
@@ -61,6 +62,7 @@ class Claimer:
         self._handlers = handlers
         self._most = slots + _UNRECORDED
         self._runner = runner
+        self._outage = outage
         self._room = room
         self._start = start
         self._unusable = unusable
@@ -69,7 +71,6 @@ class Claimer:
         self._unsettled: list[tuple[str, str, Sequence[Candidate]]] = []
         self._strays: list[Any] = []
         self._refused: set[str] = set()  # tokens whose outcome the server did not take
-        self._away = False
         self._cautious = 0  # claims to make one by one, after one that the server refused
         self._spread = 1
         self._stopping = False
@@ -119,11 +120,13 @@ class Claimer:
                     with pymongo.timeout(COMMAND_TIMEOUT):
                         busy = await self._step()
                 except (PyMongoError, BSONError) as error:
-                    self._failed(error)
+                    self._outage.failed("claim", error)
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, _BACKOFF)
                     continue
-                delay = delay if self._away else 0.05
+                if busy:
+                    delay = 0.05
+                    self._outage.over("claim")
                 if not busy and not self._stopping:
                     self._arm()
                     await self._wake.wait()
@@ -143,6 +146,10 @@ class Claimer:
             await self._read_strays()
             return True
         self._backlog.fire(self._clock.now_ms() - _AHEAD_MS)
+        if self._backlog.dropped:
+            kinds = sorted(self._backlog.dropped)
+            events.emit("wake.dropped", kinds=kinds, runner=self._runner, owner=self._trust.owner)
+            self._backlog.dropped.clear()
         free, soon = (0, 0) if len(self.held) >= self._most else self._room()
         if self._cautious:
             free, soon = min(free, 1), 0
@@ -155,7 +162,6 @@ class Claimer:
             await self._read(found)
         else:
             await self._claim(found, ahead=len(found) > free)
-        self._back()
         return True
 
     async def _read(self, home: Range) -> None:
@@ -320,16 +326,6 @@ class Claimer:
         if due is not None:
             wait = max(0.0, (due + _AHEAD_MS - self._clock.now_ms()) / 1000)
             self._timer = asyncio.get_running_loop().call_later(wait, self.wake)
-
-    def _failed(self, error: Exception) -> None:
-        if not self._away:
-            self._away = True
-            events.emit("server.away", runner=self._runner, owner=self._trust.owner, **events.about(error))
-
-    def _back(self) -> None:
-        if self._away:
-            self._away = False
-            events.emit("server.back", runner=self._runner, owner=self._trust.owner)
 
 
 def _last(rows: Sequence[Mapping[str, Any]], home: Range) -> Candidate | None:

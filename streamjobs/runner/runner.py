@@ -28,6 +28,7 @@ from streamjobs.runner.finish import Finisher
 from streamjobs.runner.greet import greet, no_stream
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
+from streamjobs.runner.outage import Outage
 from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
@@ -194,12 +195,13 @@ class Runner:
 
     def _make_roles(self, beat: Beat, turns: Turns) -> None:
         settings, trust = self.settings, beat.trust
+        self._outage = Outage(lambda: self._who)
         self._backlog = Backlog(self.kinds, round((settings.period + _AHEAD) * 1000))
         self._finisher = Finisher(self._store, self._clock, lambda: trust.owner, self.name)
         self._executor = Executor(settings.concurrency, self._finisher.put, self._outlived)
         self._claimer = Claimer(
             self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
-            self._executor.room, self._executor.start, self._finisher.put,
+            self._outage, self._executor.room, self._executor.start, self._finisher.put,
         )  # fmt: skip
         self._waker = Waker(
             self._backlog, self._claimer, self._clock, self.kinds, settings.period, lambda: self._who
@@ -210,6 +212,7 @@ class Runner:
             trust,
             settings,
             self.name,
+            self._outage,
             lambda: self._claimer.tokens,
             self._waker.offer_back,
         )
@@ -270,8 +273,13 @@ class Runner:
             for _ in range(len(self.kinds)):
                 await asyncio.sleep(self.settings.period / len(self.kinds))
                 self._waker.restart_next()
-            with suppress(PyMongoError), pymongo.timeout(clients.COMMAND_TIMEOUT):
-                await self._store.learn(self._clock)
+            try:
+                with pymongo.timeout(clients.COMMAND_TIMEOUT):
+                    await self._store.learn(self._clock)
+            except PyMongoError as error:
+                self._outage.failed("clock", error)
+            else:
+                self._outage.over("clock")
             self._sweeper.wake(full=True)
 
     async def _watch_trust(self) -> None:
@@ -318,8 +326,7 @@ class Runner:
         """After a fresh registration: filter by the new owner, and look whether the indexes are still there."""
         if self.settings.poll is None:
             await self._stream.reopen()
-        with suppress(PyMongoError):
-            await self._check_indexes()
+        await self._check_indexes()
 
     def _changed(self, change: dict[str, Any]) -> None:
         """An event of the stream."""

@@ -115,8 +115,9 @@ class Stopper:
         await asyncio.wait([task], timeout=self.left(by))
         await end_task(task, 0.1)
         error = task.exception() if task.done() and not task.cancelled() else None
-        if error is not None and not isinstance(error, PyMongoError):
-            events.emit("runner.failed", **who, **events.about(error))
+        if error is not None:
+            known = isinstance(error, PyMongoError)
+            events.emit("server.away" if known else "runner.failed", **who, **events.about(error))
 
     async def end_of(self, task: asyncio.Task[None] | None) -> None:
         """End the task that writes outcomes."""
@@ -149,6 +150,9 @@ class Stopper:
             except (OperationFailure, DocumentTooLarge) as error:
                 finisher.give_up(held, ended, str(error))
             except PyMongoError as error:
+                if attempts == 1:
+                    about = {"runner": held.runner, "owner": held.owner, **events.about(error)}
+                    events.emit("outcome.kept", count=1, **about)
                 if attempts < _ATTEMPTS:
                     raise
                 finisher.give_up(held, ended, str(error))

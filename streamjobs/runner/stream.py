@@ -229,6 +229,8 @@ class Stream:
             self._say("degraded", f"not reopened for {since / 1000:.0f} s: {text}", code=code, since_ms=since)
         elif not isinstance(error, PyMongoError):
             self._gap(text, None)  # an event that the driver could not read: go past it
+        elif self.state == "live":
+            self._say("connecting", text, code=code)
         limit = _NEAR if away or code in _GAP else _FAR
         pause = min(self._backoff, limit) * random.uniform(0.5, 1.0)  # noqa: S311 - only to spread reopening
         self._backoff = min(2 * self._backoff, _FAR)

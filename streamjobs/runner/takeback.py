@@ -23,6 +23,7 @@ from streamjobs.clock import ServerClock, boot
 from streamjobs.errors import UnreadableJob
 from streamjobs.job import Job, date_ms
 from streamjobs.runner.lease import Trust, fence, owner_of, record_id
+from streamjobs.runner.outage import Outage
 from streamjobs.runner.store import Store
 from streamjobs.settings import Settings
 from streamjobs.transitions import Change, Claim
@@ -42,18 +43,18 @@ class Sweeper:
 
     def __init__(
         self, store: Store, clock: ServerClock, trust: Trust, settings: Settings, runner: str,
-        known: Callable[[], set[str]], offer: Callable[[Sequence[Job]], None],
+        outage: Outage, known: Callable[[], set[str]], offer: Callable[[Sequence[Job]], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
         self._trust = trust
         self._settings = settings
         self._runner = runner
+        self._outage = outage
         self._known = known
         self._offer = offer
         self._wake = asyncio.Event()
         self._full = True
-        self._failing = False
         self._missing: dict[str, float] = {}
         self._empty: dict[str, float] = {}
 
@@ -71,12 +72,9 @@ class Sweeper:
                     wait = await self.sweep()
             except (PyMongoError, BSONError) as error:
                 wait = 1.0
-                if not self._failing:
-                    about = events.about(error)
-                    events.emit("server.away", runner=self._runner, owner=self._trust.owner, **about)
-                self._failing = True
+                self._outage.failed("takeback", error)
             else:
-                self._failing = False
+                self._outage.over("takeback")
             timer = asyncio.get_running_loop().call_later(wait, self._wake.set)
             try:
                 await self._wake.wait()
