@@ -217,6 +217,8 @@ class Claimer:
             self.in_flight.discard(token)
         self._cautious = max(0, self._cautious - 1)
         taken = self._take(documents, wanted, owner, token)
+        if len(ids) == 1:
+            await asyncio.sleep(0)  # its handler begins before all that follows here
         if events.wanted("debug"):
             took = (boot() - sent) * 1000
             events.emit("claim", count=taken, asked=len(ids), took_ms=took, runner=self._runner, owner=owner)

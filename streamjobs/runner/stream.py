@@ -186,13 +186,14 @@ class Stream:
                 if self.state == "degraded":
                     self._live(resumed=True)
                 self._token = stream.resume_token or self._token
-                if change is None:
-                    await asyncio.sleep(0)  # a dead stream returns at once, without a turn of the loop
-                elif change["operationType"] in _ENDS:
+                if change is not None and change["operationType"] in _ENDS:
                     self._gap(f"the collection was changed: {change['operationType']}", None)
                     return
-                else:
+                if change is not None:
                     self._change(change)
+                # the claim that this has woken goes out before the next read; and a dead stream returns at
+                # once, without a turn of the loop
+                await asyncio.sleep(0)
             if not self._ending:
                 self._gap("the server closed the stream", None)
         finally:
