@@ -150,7 +150,8 @@ async def test_an_idle_runner_does_not_poll(uri, namespace, seen):
             turns += 1
             renewed.set()
 
-        runner._beat.loop_turned = turn
+        tell, loop = runner._beat._tell, asyncio.get_running_loop()
+        runner._beat._tell = lambda what: (tell(what), loop.call_soon_threadsafe(turn))
         await asyncio.wait_for(renewed.wait(), 10)
         commands.clear()
         turns, began = 0, clock.boot()
