@@ -97,31 +97,38 @@ class OriginalRunner(threading.Thread):
             {"$set": {"status": WORKING}},
             return_document=ReturnDocument.AFTER,
         )
-        return None if found is None else _decoded(found)
+        return None if found is None else decoded(found)
 
     def _work(self, collection: Any, job: dict[str, Any]) -> None:
-        err = self._fn(job)
-        now = datetime.now(UTC)
-        job["tries"].append({"runner": self.name, "when": now} | ({} if err is None else {"err": err}))
-        if err is None:
-            job["status"] = SUCCESS
-        else:
-            job["runat"] = now + timedelta(microseconds=job["retryinterval"] / 1000)
-            job["retries"] -= 1
-            job["status"] = FAILED if job["retries"] == 0 else WAITING  # its defect: from 0 it goes to -1
-        collection.replace_one({"_id": job["_id"]}, job)
-        self._finished(job)
+        ended = after(job, self.name, self._fn(job), datetime.now(UTC))
+        collection.replace_one({"_id": job["_id"]}, ended)
+        self._finished(ended)
 
 
-def _decoded(document: dict[str, Any]) -> dict[str, Any]:
+def after(job: dict[str, Any], runner: str, err: str | None, now: datetime) -> dict[str, Any]:
+    """What it rewrites a claimed job to."""
+    entry = {"runner": runner, "when": now} | ({} if err is None else {"err": err})
+    ended = {**job, "status": SUCCESS, "tries": [*job["tries"], entry]}
+    if err is not None:
+        ended["runat"] = now + timedelta(microseconds=job["retryinterval"] / 1000)
+        ended["retries"] = job["retries"] - 1
+        ended["status"] = FAILED if ended["retries"] == 0 else WAITING  # its defect: from 0 it goes to -1
+    return ended
+
+
+def decoded(document: dict[str, Any]) -> dict[str, Any]:
     """What its structs keep of a document: nine fields, and three of a try."""
-    job = {key: document[key] for key in NINE}
+    job = {"tries": [], **{key: document[key] for key in NINE if key in document}}
+    job = {key: job[key] for key in NINE}
     job["retryinterval"] = Int64(job["retryinterval"])
-    job["tries"] = [
-        {key: entry[key] for key in ("runner", "when", "err") if key in entry} for entry in job["tries"] or []
-    ]
+    job["tries"] = three(job["tries"] or [])
     for entry in job["tries"]:
         assert isinstance(entry["runner"], str)
-        assert isinstance(entry["when"], datetime)
+        assert isinstance(entry.get("when", ZERO), datetime)
         assert isinstance(entry.get("err", ""), str)
     return job
+
+
+def three(tries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each try the fields that it knows."""
+    return [{key: entry[key] for key in ("runner", "when", "err") if key in entry} for entry in tries]
