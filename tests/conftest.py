@@ -19,6 +19,8 @@ from pymongo import AsyncMongoClient, MongoClient
 from streamjobs import Queue, events
 from streamjobs.embedded import Server
 from streamjobs.events import subscribe
+from tests.proxy import Proxy
+from tests.proxy.driver import Driver
 
 #: Modules whose asserts shall tell what they compared, as those of a test file do.
 pytest.register_assert_rewrite("tests.candidates", "tests.transition_model")
@@ -61,6 +63,29 @@ def uri(server: Server | None) -> str:
 def python_server(server: Server | None) -> bool:
     """Whether the shared server is the slow one, for which counts are made smaller."""
     return server is not None and server.program.sort == "python"
+
+
+@pytest.fixture
+def proxied(uri: str) -> Iterator[Proxy]:
+    """A proxy in front of the shared server; clients that connect to ``proxied.uri`` can be given faults."""
+    with Proxy(uri) as one:
+        yield one
+
+
+@pytest.fixture(params=[AsyncMongoClient, MongoClient], ids=["async", "sync"])
+async def drive(
+    request: pytest.FixtureRequest, proxied: Proxy, namespace: str, driver_litter: None
+) -> AsyncIterator[Callable[..., Driver]]:
+    """Makes drivers that go through the proxy."""
+    made = []
+
+    def make(**options: Any) -> Driver:
+        made.append(Driver(request.param, proxied.uri, namespace, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        await one.close()
 
 
 @pytest.fixture
