@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests import promises
 from tests.chaos.run import chaos
+from tests.sight import LIVE
 
 
 def main() -> int:
@@ -21,7 +22,7 @@ def main() -> int:
     parser.add_argument("--uri", help="a server that is not ours: only faults that need no control of it")
     parser.add_argument("--runners", type=int, default=4, help="runner processes")
     parser.add_argument("--rate", type=float, default=8, help="jobs a second")
-    parser.add_argument("--live", type=float, default=promises.LIVE, help="seconds that a due job may wait")
+    parser.add_argument("--live", type=float, default=LIVE, help="seconds that a due job may wait")
     parser.add_argument("--folder", type=Path, help="keep the history and the server's data here")
     given = parser.parse_args()
     print(f"chaos: seed {given.seed}", flush=True)
