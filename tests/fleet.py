@@ -17,6 +17,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from streamjobs import PutUnknown, Queue
+from streamjobs.clients import MAJORITY
 from streamjobs.clock import boot
 from streamjobs.job import ASAP_MS, MS_CODEC, Job, date_ms
 from tests import promises
@@ -26,6 +27,8 @@ from tests.sight import Limits
 
 ROOT = Path(__file__).parent.parent
 _STALL = 0.25  # seconds that the driver's loop may be late before the history says so
+_SLOW = 0.1  # seconds that a write may take before it does
+_PROBE = 0.3  # seconds between two such writes
 _AGAIN = 0.2  # seconds before a put without an answer is repeated
 _CLOCK = 5.0  # seconds between two looks at the server's clock
 
@@ -133,6 +136,7 @@ class Fleet:
         finally:
             for process in self._all:
                 if process.returncode is None:
+                    self.log.note("death", pid=process.pid, runner="")
                     process.kill()
             if self._readers:
                 await asyncio.wait(self._readers)
@@ -174,7 +178,9 @@ class Scene:
     async def __aenter__(self) -> Scene:
         await self.queue.create_indexes()
         await self.note_clock()
-        self._looking = [asyncio.create_task(one()) for one in (self._watch, self._clock, self._lag)]
+        self._looking = [
+            asyncio.create_task(one()) for one in (self._watch, self._clock, self._lag, self._probe)
+        ]
         await self._watching.wait()
         return self
 
@@ -318,6 +324,18 @@ class Scene:
             late = boot() - asleep - 0.05
             if late > _STALL:
                 self.log.note("stall", seconds=late)
+
+    async def _probe(self) -> None:
+        """Say when the server was slow for everybody: what takes some round trips can't be in time then."""
+        probe = self.client[self._database].get_collection("probe", write_concern=MAJORITY)
+        while True:
+            sent = boot()
+            with suppress(PyMongoError):
+                await probe.update_one({"_id": 0}, {"$inc": {"n": 1}}, upsert=True)
+            took = boot() - sent
+            if took > _SLOW:
+                self.log.note("stall", seconds=took)
+            await asyncio.sleep(_PROBE)
 
     async def _watch(self) -> None:
         """Note each claim that the stream tells of: also of one whose runner never learns of it."""

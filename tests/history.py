@@ -23,7 +23,7 @@ death       the driver     pid: killed
 term, exit  the driver     pid: told to stop; ended, with its code
 freeze      the driver     pid; thaw ends it
 fault       the driver     id, sort, on (server, fleet, producers or a runner's name); healed ends it
-stall       the driver     seconds: the machine kept the driver waiting for so long, until now
+stall       the driver     seconds: the machine or the server kept the driver waiting for so long, until now
 clock       the driver     server (ms): the server's date at this moment, by a round trip of ``trip`` seconds
 dropped     the driver     the collection was dropped: what was put before is nobody's
 over        the driver     the run ended

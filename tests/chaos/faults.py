@@ -33,7 +33,7 @@ class Faults:
         self.server = server
         self.wire = wire
         self.done: Counter[str] = Counter()
-        self.down: set[str] = set()  # runners that a fault has stopped and will start again
+        self.down: set[str] = set()  # runners that shall not be started again yet
         self._dropped: list[Any] = []
 
     async def inject(self, fault: Fault) -> None:
@@ -49,7 +49,7 @@ class Faults:
         await self._without(fault, kill=False)
 
     async def _without(self, fault: Fault, *, kill: bool) -> None:
-        """End a runner, and start it again after a while."""
+        """End a runner, and let it be started again after a while."""
         fleet, name = self.scene.fleet, fault.on
         if not fleet.running(name):
             return
@@ -67,7 +67,6 @@ class Faults:
             await asyncio.sleep(fault.lasts)
         finally:
             self.down.discard(name)
-        await fleet.launch(name)
 
     async def _freeze_short(self, fault: Fault) -> None:
         fleet, name = self.scene.fleet, fault.on

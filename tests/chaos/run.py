@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import tempfile
 from collections import Counter
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tests.chaos.wire import Wire
 from tests.fleet import Scene
 from tests.history import Run
 from tests.proxy import Proxy
-from tests.sight import LIVE
+from tests.sight import LIVE, Breach
 
 SETTINGS = {
     "concurrency": 4,
@@ -137,9 +137,16 @@ async def chaos(
             faults = Faults(scene, server, wire)
             drained = await Chaos(scene, faults, Load(scene, seed, rate), names).run(plan, seconds)
             await faults.inspect_garbage()
-            run, verdict = await scene.judge(live=live)
-            with suppress(TimeoutError):
+            stopped = True
+            try:
                 await scene.fleet.stop()
+            except TimeoutError:
+                stopped = False
+            run, verdict = await scene.judge(live=live)
+            if not stopped:
+                verdict.breaches.append(
+                    Breach(4, "did not stop", None, "a runner with nothing to do did not stop")
+                )
         on = "a given server" if server is None else server.program.sort
         return Result(seed, seconds, on, run, verdict, faults.done, drained)
 

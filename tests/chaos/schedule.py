@@ -16,7 +16,7 @@ WIRE = ("lost-reply", "silence", "delayed-claim", "duplicate", "delay", "hole", 
 ALL = (*ANYWHERE, *SERVER, *FAILPOINT, *WIRE)
 
 _FIRST = 3.0  # seconds without a fault at the beginning
-_GAP = 2.0  # mean seconds between two faults
+_GAP = 1.5  # mean seconds between two faults
 #: Sorts that may strike the producers too, and all runners at once.
 _PRODUCERS = ("close", "shutdown", "concern", "lost-reply", "duplicate", "drop")
 _FLEET = ("lost-reply", "delayed-claim", "duplicate", "delay", "cut", "drop")
