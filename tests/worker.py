@@ -1,8 +1,10 @@
 """A runner process for the tests: runs jobs, and writes down when each handler began and ended.
 
-    python tests/worker.py URI NAMESPACE NAME HISTORY SETTINGS
+    python -m tests.worker URI NAMESPACE NAME HISTORY OPTIONS
 
-The history is a file of JSON lines, written before and after each handler's work, so that it survives kill -9.
+Events go to stderr as JSON lines, with the moment on the history's clock. OPTIONS is a JSON object: ``settings`` of
+the runner; ``apart``, for clients whose appName ends with the runner's name, so that a failpoint can strike one
+runner; ``ahead``, seconds by which it misreads the server's clock; ``mutation``, a guard that is switched off.
 """
 
 from __future__ import annotations
@@ -12,56 +14,177 @@ import json
 import os
 import random
 import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
 
 import structlog
+from pymongo import MongoClient, monitoring
 
-from streamjobs import Queue
-from streamjobs.clock import boot
+from streamjobs import Cancel, Job, Queue, Snooze
+from streamjobs.clock import ServerClock, boot
+from tests.history import Log
+from tests.mutations import MUTATIONS
+
+_WRITES = {"insert", "update", "delete", "findAndModify"}
+LOOK = 0.02  # seconds between two looks at job.lost
 
 
-def main() -> None:
-    uri, namespace, name, history, settings = sys.argv[1:]
-    structlog.configure(
-        processors=[
-            structlog.stdlib.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    file = os.open(history, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+class Noted:
+    """Around a handler's work: its start and end in the history."""
 
-    def note(what: str, job) -> None:
-        line = {
-            "what": what,
-            "job": str(job.id),
+    def __init__(self, log: Log, job: Job, sort: str) -> None:
+        held = job.held
+        self._log = log
+        self._about = {
+            "job": job.id,
+            "token": held.token,
+            "owner": held.owner,
+            "runner": held.runner,
             "number": job.number,
-            "runner": name,
+            "sort": sort,
             "pid": os.getpid(),
-            "at": boot(),
         }
-        os.write(file, (json.dumps(line) + "\n").encode())
 
-    jobs = Queue(uri, namespace)
+    def __enter__(self) -> None:
+        self._log.note("start", **self._about)
 
-    async def work(job) -> None:
-        note("start", job)
-        try:
-            await asyncio.sleep(random.random() * job.data.get("seconds", 0.01))
-        finally:
-            note("end", job)
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._log.note("end", **self._about, how="returned" if kind is None else kind.__name__)
+
+
+def register(jobs: Queue, log: Log) -> None:
+    """A handler for each way to behave; how long it takes is in the job's data."""
+
+    async def work(job: Job) -> None:
+        with Noted(log, job, "async"):
+            await asyncio.sleep(seconds(job))
 
     jobs.handler("once")(work)
     jobs.handler("many", retries=20)(work)
 
     @jobs.handler("flaky", retries=20, retry_interval=0.05)
-    async def flaky(job) -> None:
+    async def flaky(job: Job) -> None:
         await work(job)
-        if random.random() < 0.3:
+        if random.Random(f"{job.id} {job.number}").random() < 0.3:
             raise ValueError("again")
 
-    asyncio.run(jobs.run(name, **json.loads(settings)))
+    @jobs.handler("failing", retries=3, retry_interval=0.2)
+    async def failing(job: Job) -> None:
+        await work(job)
+        raise ValueError("always")
+
+    @jobs.handler("snoozing", retries=20)
+    async def snoozing(job: Job) -> Snooze | None:
+        await work(job)
+        asked = sum(one.outcome == "snoozed" for one in job.history)
+        return Snooze(0.3) if asked < 2 else None
+
+    @jobs.handler("cancelling", retries=20)
+    async def cancelling(job: Job) -> Cancel:
+        await work(job)
+        return Cancel("enough")
+
+    @jobs.handler("thread", retries=20)
+    def thread(job: Job) -> None:
+        with Noted(log, job, "thread"):
+            time.sleep(seconds(job))
+
+    @jobs.handler("looking", retries=20)
+    def looking(job: Job) -> None:
+        with Noted(log, job, "looking"):
+            until = boot() + seconds(job)
+            while boot() < until:
+                job.check()
+                time.sleep(LOOK)
+
+    @jobs.handler("blocking", retries=20)
+    async def blocking(job: Job) -> None:
+        with Noted(log, job, "blocking"):
+            time.sleep(seconds(job))
+
+    @jobs.handler("stubborn", retries=20)
+    async def stubborn(job: Job) -> None:
+        with Noted(log, job, "stubborn"):
+            until = boot() + seconds(job)
+            while (left := until - boot()) > 0:
+                try:
+                    await asyncio.sleep(left)
+                except asyncio.CancelledError:
+                    continue
+
+
+def seconds(job: Job) -> float:
+    """How long a handler takes; with ``upto`` something below that, the same for each run of a try."""
+    upto = job.data.get("upto")
+    if upto is None:
+        return job.data.get("seconds", 0.01)
+    return random.Random(f"{job.id} {job.number}").random() * upto
+
+
+class Weak(monitoring.CommandListener):
+    """Notes each write that does not wait for a majority."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def started(self, event: Any) -> None:
+        if event.command_name in _WRITES and event.command.get("writeConcern", {}).get("w") != "majority":
+            self._log.note("weak", command=event.command_name, pid=os.getpid())
+
+    def succeeded(self, event: Any) -> None:
+        pass
+
+    failed = succeeded
+
+
+def _events() -> None:
+    def stamp(_logger: Any, _name: str, told: dict[str, Any]) -> dict[str, Any]:
+        return {**told, "at": boot(), "pid": os.getpid()}
+
+    structlog.configure(
+        processors=[
+            structlog.stdlib.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            stamp,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def _misread(ahead: float) -> None:
+    real = ServerClock.heard
+
+    def heard(self: ServerClock, sent: float, hello: Any) -> None:
+        real(self, sent, {**hello, "localTime": hello["localTime"] + timedelta(seconds=ahead)})
+
+    ServerClock.heard = heard  # type: ignore[method-assign]
+
+
+def main() -> None:
+    uri, namespace, name, history, text = sys.argv[1:]
+    options = json.loads(text)
+    _events()
+    log = Log(Path(history))
+    monitoring.register(Weak(log))
+    if options.get("ahead"):
+        _misread(options["ahead"])
+    if options.get("mutation"):
+        MUTATIONS[options["mutation"]]()
+
+    def connect(cls: type[Any], **given: Any) -> Any:
+        return cls(uri, **{**given, "appname": f"{given['appname']}/{name}"})
+
+    if options.get("apart"):
+        database, _, collection = namespace.partition(".")
+        jobs = Queue(MongoClient(uri, connect=False)[database][collection], connect=connect)
+    else:
+        jobs = Queue(uri, namespace)
+    register(jobs, log)
+    asyncio.run(jobs.run(name, **options.get("settings", {})))
 
 
 if __name__ == "__main__":
