@@ -17,6 +17,8 @@ from typing import Any
 
 import structlog
 
+from streamjobs.errors import BadArgument
+
 Listener = Callable[[str, str, dict[str, Any]], None]
 
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -27,7 +29,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "owner": ("string", "the runner's id in leases, fresh for each run"),
     "job": ("string", "_id of the job"),
     "kind": ("string", "kind of the job"),
-    "kinds": ("array", "kinds, as texts"),
+    "kinds": ("array", "kinds, as texts; of a put the first 100"),
     "number": ("integer", "number of the try, from 1"),
     "count": ("integer", "how many jobs"),
     "asked": ("integer", "how many were tried"),
@@ -205,6 +207,8 @@ def subscribe(listener: Listener) -> Generator[None, None, None]:
 
     Called where the event happens, in the event loop or a thread: be quick, and do not block.
     """
+    if not callable(listener):
+        raise BadArgument("listener", listener, "give a function (name, level, fields)")
     _listeners.append(listener)
     try:
         yield
