@@ -139,9 +139,7 @@ def _readable(name: str, value: Any) -> None:
     try:
         decode(bson.encode({"value": value}, codec_options=CODEC))
     except BSONError as error:
-        raise BadArgument(
-            name, cast("Any", value), "it could not be read back: its bytes are no BSON"
-        ) from error
+        raise BadArgument(name, value, "it could not be read back: its bytes are no BSON") from error
 
 
 def _is_int(value: Any) -> bool:

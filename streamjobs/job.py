@@ -213,7 +213,7 @@ class Job:
     @property
     def asap(self) -> bool:
         """Whether it was put to run as soon as possible."""
-        return self.runat == ASAP
+        return date_ms(self.runat) == ASAP_MS
 
     @property
     def log(self) -> Any:
