@@ -73,6 +73,12 @@ class Source:
             )
         if isinstance(self._connect, str):
             _check_uri(self._connect)
+        elif self._connect is not None and not callable(self._connect):
+            raise BadArgument(
+                "connect",
+                self._connect,
+                "give a MongoDB URI, or a function (cls, **options) that makes a client",
+            )
 
     @property
     def namespace(self) -> str:
@@ -86,7 +92,7 @@ class Source:
 
     def with_uri(self, uri: str, name: str | None = None) -> Source:
         """The same queue on another server, or under another name."""
-        return Source(uri, name or self.namespace, None)
+        return Source(uri, self.namespace if name is None else name, None)
 
     def connect(self, cls: type[Any], **options: Any) -> Any:
         """A new client of the given class; the caller closes it."""

@@ -23,11 +23,35 @@ caller's transaction all of them do, since their labels tell the caller what to 
 
 from __future__ import annotations
 
+import re
+import reprlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # job.py raises these errors, so only the type may come back up
     from streamjobs.job import Job
+
+
+class _Short(reprlib.Repr):
+    """A repr that costs little, whatever its value is."""
+
+    def repr_bytes(self, value: bytes, _level: int) -> str:
+        """What it begins with: bytes may be many."""
+        return repr(value[: self.maxother]) + ("..." if len(value) > self.maxother else "")
+
+    repr_bytearray = repr_bytes
+
+
+_short = _Short()
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 80
+
+
+def shown(value: object) -> str:
+    """A value for a message: short whatever it is, and without the password of a URI in it."""
+    text = re.sub(r"://.*@", "://***@", _short.repr(value), flags=re.DOTALL)
+    if "..." in text:  # what ends a password may be among what was left out
+        text = re.sub(r"://[^@]*$", "://***", text, flags=re.DOTALL)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 class StreamJobsError(Exception):
@@ -38,9 +62,7 @@ class BadArgument(StreamJobsError, ValueError):  # noqa: N818 - named for what i
     """An argument that cannot work. Nothing was sent."""
 
     def __init__(self, name: str, value: object, fix: str) -> None:
-        text = repr(value)
-        shown = text if len(text) <= 80 else text[:77] + "..."
-        super().__init__(f"{name}: {fix} (got {shown})")
+        super().__init__(f"{name}: {fix} (got {shown(value)})")
         self.name = name
 
 
@@ -89,7 +111,7 @@ class JobNotFound(JobError):  # noqa: N818
     """No job has this id."""
 
     def __init__(self, id_: object) -> None:
-        super().__init__(f"no job with _id {id_!r} in this collection")
+        super().__init__(f"no job with _id {shown(id_)} in this collection")
 
 
 class JobState(JobError):  # noqa: N818
@@ -107,7 +129,7 @@ class UnreadableJob(JobError):  # noqa: N818
     """A document that can't be a job; :attr:`problem` says why."""
 
     def __init__(self, id_: object, problem: str) -> None:
-        super().__init__(f"document {id_!r} can't be a job: {problem}")
+        super().__init__(f"document {shown(id_)} can't be a job: {problem}")
         self.id = id_
         self.problem = problem
 

@@ -29,7 +29,7 @@ FIELDS: dict[str, tuple[str, str]] = {
     "owner": ("string", "the runner's id in leases, fresh for each run"),
     "job": ("string", "_id of the job"),
     "kind": ("string", "kind of the job"),
-    "kinds": ("array", "kinds, as texts"),
+    "kinds": ("array", "kinds, as texts; of a put the first 100"),
     "number": ("integer", "number of the try, from 1"),
     "count": ("integer", "how many jobs"),
     "asked": ("integer", "how many were tried"),
@@ -242,6 +242,8 @@ def subscribe(listener: Listener, *, level: str = "debug") -> Generator[None, No
         BadArgument: there is no such level.
 
     """
+    if not callable(listener):
+        raise BadArgument("listener", listener, "give a function (name, level, fields)")
     if level not in _LEVELS:
         raise BadArgument("level", level, f"give one of {', '.join(_LEVELS)}")
     entry = (listener, _LEVELS[level])

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 
+from streamjobs.check import seconds
 from streamjobs.errors import BadArgument, BadData, HandlerError
 from streamjobs.job import Job, check_kind
-
-_MAX_DELAY = 100 * 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +37,6 @@ class Cancel:
     def __post_init__(self) -> None:
         if not isinstance(cast("Any", self.reason), str):
             raise BadArgument("reason", self.reason, "give a text")
-
-
-def seconds(name: str, value: float | timedelta) -> float:
-    """A span as seconds; refuses what is no number, not finite, negative or over a century."""
-    number = value.total_seconds() if isinstance(value, timedelta) else value
-    good = isinstance(cast("Any", number), (int, float)) and not isinstance(number, bool)
-    if not good or not math.isfinite(number) or not 0 <= number <= _MAX_DELAY:
-        raise BadArgument(name, value, "give seconds (a number or timedelta) from 0 to a hundred years")
-    return float(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +65,7 @@ class Handler:
         cls, kind: str, function: Callable[..., Any], *, retries: int = 0, retry_interval: float = 0.0
     ) -> Handler:
         """Look at a function's parameters once, so that a mistake shows when it is registered."""
-        check_kind(kind)
+        kind = check_kind(kind)
         if not callable(cast("Any", function)):
             raise BadArgument("handler", function, "give a function")
         if (

@@ -46,8 +46,8 @@ MS_CODEC: CodecOptions[dict[str, Any]] = CODEC.with_options(
 
 #: Largest document that put accepts. The server's limit is 16 MiB; the rest is kept for a hundred tries.
 MAX_DOCUMENT = 15 * 1024 * 1024
-_INT32 = 2**31
-_INT64 = 2**63
+#: Deepest nesting of a value in it; mongod refuses documents over 100 deep in some commands, and ours wrap them.
+MAX_DEPTH = 90
 _FIELDS = ("_id", "status", "tries", "created", "runat", "data", "retries", "retryinterval", "kind")
 
 
@@ -95,8 +95,11 @@ class Try:
 
     @classmethod
     def from_document(cls, document: Mapping[str, Any]) -> Try:
-        """Read a try; unknown and missing fields are no error."""
-        get = document.get
+        """Read a try; unknown and missing fields are no error, and what is no document is an empty one."""
+        try:
+            get = dict(document if isinstance(cast("Any", document), Mapping) else {}).get
+        except BSONError:
+            return cls("", None)
         return cls(
             str(get("runner", "")), get("when"), get("err"), get("token"), get("claimed"), get("started"),
             get("trace"), get("outcome"), max(0, _number(get("folded"))),
@@ -144,6 +147,8 @@ class Job:
                 data that is no document, or bytes that are no BSON.
 
         """
+        if not isinstance(cast("Any", document), Mapping):
+            raise UnreadableJob(None, f"it is no document but {type(document).__name__}")
         if isinstance(document, RawBSONDocument):
             id_ = _id_of(document)
             try:
@@ -208,7 +213,7 @@ class Job:
     @property
     def asap(self) -> bool:
         """Whether it was put to run as soon as possible."""
-        return self.runat == ASAP
+        return date_ms(self.runat) == ASAP_MS
 
     @property
     def log(self) -> Any:
@@ -247,7 +252,7 @@ def problem_of(document: Mapping[str, Any]) -> str | None:
 
 def id_key(id_: Any) -> Any:
     """An ``_id`` as something that can be looked up: foreign ones may be documents, or dates in two forms."""
-    if isinstance(id_, (ObjectId, str)):
+    if type(id_) in (ObjectId, str):  # not bson.Code, a text without a hash
         return id_
     return bson.encode({"_id": id_}, codec_options=CODEC)
 
@@ -260,69 +265,37 @@ def date_ms(value: Any) -> int | None:
 
 
 def check_kind(kind: object) -> str:
-    """A usable kind, or BadArgument."""
-    if not isinstance(kind, str) or not kind or len(kind) > 200 or "\0" in kind:
-        raise BadArgument("kind", kind, "give a text of 1 to 200 characters without NUL")
-    encodable("kind", kind)
-    return kind
+    """A usable kind as a plain text, or BadArgument."""
+    return check_name("kind", kind)
 
 
-def check_job(job: Job) -> Job:
-    """Refuse a job that could not be stored, or not be read back; the job itself if it is good."""
-    check_kind(job.kind)
-    if not isinstance(cast("Any", job.data), Mapping):
-        raise BadArgument("data", job.data, "give a dict (a BSON document)")
-    for name, value, limit in (
-        ("retries", job.retries, _INT32),
-        ("retryinterval", job.retryinterval, _INT64),
-    ):
-        if not _is_int(value) or not 0 <= value < limit:
-            raise BadArgument(name, value, f"give a whole number from 0 to {limit - 1}")
-    if not _is_int(job.status):
-        raise BadArgument("status", job.status, "give a Status")
-    if not isinstance(cast("Any", job.runat), (datetime, DatetimeMS)):
-        raise BadArgument("runat", job.runat, "give an aware datetime, or ASAP")
-    for name, moment in (("runat", job.runat), ("created", job.created)):
-        if isinstance(moment, datetime) and moment.tzinfo is None:
-            raise BadArgument(name, moment, "give an aware datetime, for example datetime.now(UTC)")
-    if "$ref" in job.data and "$id" in job.data:
-        raise BadArgument("data", job.data, "$ref with $id is read back as a DBRef: name them otherwise")
-    document = job.to_document()
+def check_name(name: str, value: object) -> str:
+    """A name of 1 to 200 characters as a plain text, or BadArgument."""
+    if not isinstance(value, str) or not value or len(value) > 200 or "\0" in value:
+        raise BadArgument(name, value, "give a text of 1 to 200 characters without NUL")
+    plain = str.__str__(value)  # a subclass may be stored as something else, as bson.Code is
     try:
-        size = encodable("data", job.data, document=document)
-    except BadArgument:
-        for name, value in document.items():
-            encodable(name, value)  # names the field that it is
-        raise
-    if size > MAX_DOCUMENT:
-        raise BadArgument(
-            "data",
-            f"{size} bytes",
-            f"keep the document under {MAX_DOCUMENT} bytes: store the payload elsewhere and put a reference",
-        )
-    return job
+        plain.encode()
+    except UnicodeEncodeError:
+        raise BadArgument(name, value, "give a text without lone surrogates") from None
+    return plain
 
 
-def encodable(name: str, value: Any, document: Mapping[str, Any] | None = None) -> int:
-    """Refuse a value that BSON can't hold, naming it; the encoded size in bytes if it is good."""
+def encodable(name: str, value: Any) -> int:
+    """Refuse a value that BSON or a server can't hold, naming it; the encoded size in bytes if it is good."""
     try:
-        size = len(bson.encode({"value": value} if document is None else document, codec_options=CODEC))
-    except (BSONError, ValueError, OverflowError, TypeError) as error:
-        raise BadArgument(name, value, f"it can't be stored as BSON ({error})") from error
+        size = len(bson.encode({"value": value}, codec_options=CODEC))
     except RecursionError:
-        raise BadArgument(name, type(value).__name__, "it is nested too deeply or contains itself") from None
-    # a level costs at least eight bytes, so a small value is not worth walking
-    if size > 8 * _MAX_DEPTH and _depth(value) > _MAX_DEPTH:
-        raise BadArgument(
-            name, type(value).__name__, f"nest it at most {_MAX_DEPTH} deep (servers refuse more)"
-        )
+        raise BadArgument(name, value, "it is nested too deeply or contains itself") from None
+    except Exception as error:  # a mapping of the caller's own may raise anything
+        raise BadArgument(name, value, f"it can't be stored as BSON ({str(error)[:100]})") from error
+    if size > 8 * MAX_DEPTH and depth(value) > MAX_DEPTH:  # a level costs at least eight bytes
+        raise BadArgument(name, value, f"nest it at most {MAX_DEPTH} deep (servers refuse more)")
     return size
 
 
-_MAX_DEPTH = 90  # mongod refuses documents nested over 100 deep in some commands; ours wrap them a few times
-
-
-def _depth(value: Any) -> int:
+def depth(value: Any) -> int:
+    """How many documents and lists are in each other."""
     deepest, stack = 0, [(value, 1)]
     while stack:
         item, level = stack.pop()

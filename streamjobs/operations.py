@@ -7,29 +7,34 @@ drives it with pymongo's async collection, :func:`perform_sync` with the synchro
 from __future__ import annotations
 
 import inspect
-import re
+import itertools
 import secrets
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar, cast
 
 from bson.datetime_ms import DatetimeMS
+from bson.int64 import Int64
 from bson.objectid import ObjectId
-from bson.regex import Regex
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, WriteConcernError
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import events, transitions
+from streamjobs.check import check_id, check_job, mapping
 from streamjobs.clock import ServerClock, boot, wall
 from streamjobs.errors import BadArgument, JobNotFound, JobState, PutUnknown
 from streamjobs.indexes import Index, missing
-from streamjobs.job import ASAP, RUNNABLE, Job, Status, check_job, check_kind, date_ms, id_key, problem_of
+from streamjobs.job import ASAP, RUNNABLE, Job, Status, check_kind, date_ms, id_key, problem_of
 
 Call = Callable[[Any], Any]
 T = TypeVar("T")
 Operation = Generator[Call, Any, T]
 
 _LOOK = 10_000  # ids that are looked up at once
+_KINDS = 100  # named in one event
+
+#: Jobs that one call puts at most.
+MAX_JOBS = 100_000
 
 #: Names this process as the writer of put-backs that no runner made.
 OUTSIDE = "outside"
@@ -74,8 +79,6 @@ def draft(
     id_: ObjectId | None = None,
 ) -> Job:
     """A checked job that has not been put."""
-    if data is not None and not isinstance(cast("Any", data), Mapping):
-        raise BadArgument("data", data, "give a dict (a BSON document)")
     if at is not None and (not isinstance(cast("Any", at), datetime) or at.tzinfo is None):
         raise BadArgument(
             "at", at, "give an aware datetime, for example datetime.now(UTC) + timedelta(hours=1)"
@@ -85,15 +88,28 @@ def draft(
     job = Job(
         id_ or ObjectId(),
         check_kind(kind),
-        dict(data or {}),
+        {} if data is None else dict(mapping("data", data)),
         created=datetime.fromtimestamp(wall(), UTC),
         runat=ASAP if at is None else _utc(at),
-        retries=retries,
+        retries=int(retries) if isinstance(cast("Any", retries), Int64) else retries,
         retryinterval=round(retry_interval * 1_000_000_000),
     )
     job.estimated = True  # put sets created by the server's clock
     job.delay = delay
     return check_job(job)
+
+
+def many(jobs: Iterable[Job]) -> list[Job]:
+    """Checked jobs of a call of put_many; of a source without an end no more is taken than a call may have."""
+    if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(cast("Any", jobs), Iterable):
+        raise BadArgument("jobs", cast("Any", jobs), "give Jobs, made by queue.job(...)")
+    some = list(itertools.islice(jobs, MAX_JOBS + 1))
+    if len(some) > MAX_JOBS:
+        raise BadArgument("jobs", f"over {MAX_JOBS}", f"put at most {MAX_JOBS} in a call: put them in slices")
+    for job in some:
+        if not isinstance(cast("Any", job), Job):
+            raise BadArgument("jobs", job, "give Jobs, made by queue.job(...)")
+    return [check_job(job) for job in some]
 
 
 def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list[Job]]:
@@ -117,7 +133,7 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     events.emit(
         "job.put",
         count=len(jobs),
-        kinds=sorted({job.kind for job in jobs}),
+        kinds=sorted({job.kind for job in jobs})[:_KINDS],
         job=jobs[0].id if len(jobs) == 1 else None,
         took_ms=(boot() - began) * 1000,
     )
@@ -169,7 +185,7 @@ def learn(clock: ServerClock) -> Operation[None]:
 
 def get(id_: Any) -> Operation[Job]:
     """Read a job."""
-    _check_id(id_)
+    check_id(id_)
     document = yield lambda collection: collection.find_one({"_id": id_})
     if document is None:
         raise JobNotFound(id_)
@@ -189,6 +205,8 @@ def list_jobs(
     wanted: dict[str, Any] = {"kind": {"$type": "string"} if kind is None else check_kind(kind)}
     if status is not None:
         wanted["status"] = int(_status(status))
+    if due is not None and not isinstance(cast("Any", due), bool):
+        raise BadArgument("due", due, "give True, False or None")
     if due is not None:
         yield from learn(clock)
         now = DatetimeMS(round(clock.now_ms()))
@@ -224,7 +242,9 @@ def count() -> Operation[dict[str, dict[str, int]]]:
 
 def retry(id_: Any, force: bool) -> Operation[Job]:
     """Make a job new again."""
-    _check_id(id_)
+    check_id(id_)
+    if not isinstance(cast("Any", force), bool):
+        raise BadArgument("force", force, "give True or False")
     guard, update = transitions.retry(id_, OUTSIDE, secrets.randbits(31), force=force)
     result = yield lambda collection: collection.update_one(guard, update)
     job = yield from get(id_)
@@ -247,7 +267,7 @@ def cancel(id_: Any, reason: str) -> Operation[Job]:
     """Cancel a job before it runs."""
     if not isinstance(cast("Any", reason), str):
         raise BadArgument("reason", reason, "give a text")
-    _check_id(id_)
+    check_id(id_)
     guard, update = transitions.cancel(id_, reason)
     result = yield lambda collection: collection.update_one(guard, update)
     job = yield from get(id_)
@@ -344,15 +364,8 @@ def _unanswered(error: PyMongoError) -> bool:
     )
 
 
-def _check_id(id_: Any) -> None:
-    """Refuse what a filter would take for a condition, such as the ``{"$gt": ""}`` of a request's JSON."""
-    keys = [str(key) for key in cast("dict[str, Any]", id_)] if isinstance(id_, Mapping) else []
-    if isinstance(id_, (Regex, re.Pattern)) or any(key.startswith("$") for key in keys):
-        raise BadArgument("id", id_, "give the job's _id")  # pyright: ignore[reportUnknownArgumentType]
-
-
 def _status(status: str | int) -> Status | int:
-    if isinstance(status, int) and not isinstance(status, bool):
+    if isinstance(status, int) and not isinstance(status, bool) and -(2**63) <= status < 2**63:
         return status
     parsed = Status.parse(status) if isinstance(status, str) else Status.INVALID
     if parsed is Status.INVALID:

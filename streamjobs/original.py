@@ -22,16 +22,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any, overload
+from typing import Any, cast, overload
 
 from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.collection import Collection
 
 from streamjobs.clients import ClientFactory, Document
-from streamjobs.errors import ConfigError
+from streamjobs.errors import BadArgument, ConfigError
 from streamjobs.handler import Handler, is_async
-from streamjobs.job import Job, Status, Try, check_kind
+from streamjobs.job import Job, Status, Try, check_kind, check_name
 from streamjobs.queue import Queue
+from streamjobs.settings import Settings
 
 __all__ = ["Job", "Runner", "Status", "Try", "put"]
 
@@ -74,8 +75,10 @@ class Runner:
         connect: str | ClientFactory | None = None,
         **settings: Any,
     ) -> None:
-        self.name = name
+        self.name = check_name("name", name)
         self.kind = check_kind(kind)
+        if not callable(cast("Any", fn)):
+            raise BadArgument("fn", fn, "give a function that takes a job")
         #: Seconds between two looks for jobs that no event told of; set it before start.
         self.interval: float = settings.pop("interval", 30.0)
         #: Set when the runner has really stopped: ``await runner.stopped.wait()``.
@@ -83,8 +86,9 @@ class Runner:
         #: The error that stopped it, None while all is well.
         self.err: BaseException | None = None
         self._queue = collection if isinstance(collection, Queue) else Queue(collection, connect=connect)
-        self._handler = Handler(kind, fn, asynchronous=is_async(fn))
+        self._handler = Handler(self.kind, fn, asynchronous=is_async(fn))
         self._settings = {"concurrency": 1, **settings}
+        Settings(interval=self.interval, **self._settings)  # says now what start would
         self._task: asyncio.Task[None] | None = None
         self._stop: Callable[[], None] = lambda: None
 

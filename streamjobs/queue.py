@@ -13,12 +13,13 @@ from bson.objectid import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
 from streamjobs import local, operations
+from streamjobs.check import check_job, mapping, seconds
 from streamjobs.clients import AnyCollection, ClientFactory, Source, check_session
 from streamjobs.clock import ServerClock
 from streamjobs.context import check_lease
-from streamjobs.errors import BadArgument, HandlerError
-from streamjobs.handler import Handler, seconds
-from streamjobs.job import Job, check_job, check_kind
+from streamjobs.errors import BadArgument, HandlerError, shown
+from streamjobs.handler import Handler
+from streamjobs.job import Job, check_kind
 from streamjobs.operations import Operation, perform
 from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
@@ -95,13 +96,14 @@ class Queue:
             retry_interval: seconds between a failed try and the next.
 
         """
+        kind = check_kind(kind)
+        wait = seconds("retry_interval", retry_interval)
 
         def register(function: F) -> F:
             if kind in self._handlers:
                 raise HandlerError(
-                    f"kind {kind!r} already has a handler ({self._handlers[kind].function!r}): one function a kind"
+                    f"kind {kind!r} already has a handler ({shown(self._handlers[kind].function)}): one function a kind"
                 )
-            wait = seconds("retry_interval", retry_interval)
             self._handlers[kind] = Handler.of(kind, function, retries=retries, retry_interval=wait)
             return function
 
@@ -145,9 +147,10 @@ class Queue:
     async def put_many(self, jobs: Iterable[Job], *, session: AsyncClientSession | None = None) -> Jobs:
         """Put many jobs, made by :meth:`job`, in one call; errors as :meth:`put`'s.
 
-        All are checked before any is sent. After PutUnknown, put all that it carries again.
+        At most 100,000 (the driver sends them in messages of up to 48 MB). All are checked before any is
+        sent. After PutUnknown, put all that it carries again.
         """
-        return await self._put([self._draft(job) for job in jobs], session)
+        return await self._put(operations.many(jobs), session)
 
     def job(
         self,
@@ -229,7 +232,7 @@ class Queue:
                 margin, poll, stream_wait.
 
         """
-        mine = self._handlers if handlers is None else handlers
+        mine = self._handlers if handlers is None else _checked(handlers)
         if not mine:
             raise HandlerError(
                 "this Queue has no handlers: register some with @queue.handler(kind) before running"
@@ -252,6 +255,8 @@ class Queue:
             StreamRefused: the server gives no change stream (and ``poll`` was not chosen).
 
         """
+        if not isinstance(signals, bool):
+            raise BadArgument("signals", signals, "give True or False")
         runner = self.runner(name, **settings)
         if not signals:
             await runner.run()
@@ -318,3 +323,12 @@ class Queue:
             retry_interval=seconds("retry_interval", wait),
             id_=options.get("id"),
         )
+
+
+def _checked(handlers: Mapping[str, Handler]) -> dict[str, Handler]:
+    known = mapping("handlers", handlers)
+    for kind, handler in known.items():
+        check_kind(kind)
+        if not isinstance(handler, Handler):
+            raise BadArgument("handlers", handler, "give Handlers, made by Handler.of(kind, function)")
+    return known

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, fields
 
 from streamjobs.errors import BadArgument, ConfigError
@@ -47,7 +46,7 @@ class Settings:
             value = getattr(self, field.name)
             if field.name == "concurrency" or (field.name == "poll" and value is None):
                 continue
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            good = isinstance(value, (int, float)) and not isinstance(value, bool)
             least = 0.0 if field.name in ("stop_deadline", "margin") else 0.01
             if not good or not least <= value <= 86_400:
                 raise BadArgument(field.name, value, f"give seconds from {least} to 86400")

@@ -52,7 +52,7 @@ class SyncQueue:
 
     def put_many(self, jobs: Iterable[Job], *, session: ClientSession | None = None) -> Jobs:
         """Put many jobs in one call; see :meth:`streamjobs.Queue.put_many`."""
-        return self._put([self._draft(job) for job in jobs], session)
+        return self._put(operations.many(jobs), session)
 
     def get(self, id: Any) -> Job:  # noqa: A002
         """Read a job; see :meth:`streamjobs.Queue.get`."""

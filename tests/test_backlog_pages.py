@@ -97,3 +97,19 @@ async def test_pages_show_each_of_3500_documents_once_in_the_order_of_the_index(
         pages += 1
         assert pages < 9
     assert seen == [one["_id"] for one in sorted(documents, key=place)]
+
+
+def test_a_created_that_looks_like_a_condition_is_a_value_in_the_query_behind_it():
+    """Guard: values of documents are no operators in filters."""
+    home = Range("mail", 1, asap=True)
+    home.cursor = Candidate("x", "mail", 1, ASAP_MS, {"$gt": ""}, 0.0, "read")
+    for query in home.queries(0):
+        assert query["created"] in ({"$eq": {"$gt": ""}}, {"$gte": DatetimeMS(ASAP_MS)})
+
+
+def test_two_jobs_in_one_place_are_both_handed_out():
+    """Guard: a text, a number and bytes may be one as texts, and have no order of their own."""
+    home = Range("mail", 1, asap=True)
+    for id_ in ("1", 1, 1.5, "1.5", {"a": 1}, "{'a': 1}"):
+        assert home.push(Candidate(id_, "mail", 1, ASAP_MS, None, 0.0, "read"))
+    assert len([home.pop() for _ in range(6)]) == 6

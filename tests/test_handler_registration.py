@@ -9,7 +9,8 @@ from datetime import timedelta
 import pytest
 
 from streamjobs import BadArgument, Cancel, Handler, HandlerError, Job, Queue, Snooze
-from streamjobs.handler import is_async, seconds
+from streamjobs.check import seconds
+from streamjobs.handler import is_async
 
 # ---- async or not
 

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from streamjobs import ASAP, BadArgument, Job, Queue, Status, Try, UnreadableJob
-from streamjobs.job import ASAP_MS, CODEC, MAX_DOCUMENT, check_job, date_ms
+from streamjobs.check import check_job
+from streamjobs.job import ASAP_MS, CODEC, MAX_DOCUMENT, date_ms
 
 OPTIONAL = ("tries", "created", "retries", "retryinterval")
 OURS = ("_id", "status", "tries", "created", "runat", "data", "retries", "retryinterval", "kind")

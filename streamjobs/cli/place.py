@@ -95,7 +95,9 @@ def choose(uri: str | None, collection: str | None, app: str | None) -> Queue:
     if app is not None:
         return load(app, uri, collection)
     try:
-        return Queue(uri or DEFAULT_URI, collection or DEFAULT_COLLECTION)
+        return Queue(
+            DEFAULT_URI if uri is None else uri, DEFAULT_COLLECTION if collection is None else collection
+        )
     except BadArgument:
         raise BadArgument("--collection", collection, "give database.collection, as app.jobs") from None
     except ConfigError as error:

@@ -13,6 +13,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from bson.datetime_ms import DatetimeMS
@@ -56,6 +57,10 @@ class Candidate:
     asap: bool = field(init=False)
     due: int = field(init=False)
     key: Key = field(init=False)
+
+    def __lt__(self, other: Candidate) -> bool:
+        """Nothing: of two in one place (a text and a number may be one as texts) either may be first."""
+        return False
 
     def __post_init__(self) -> None:
         ms = date_ms(self.created)
@@ -148,7 +153,12 @@ class Range:
         here = {**base, "runat": DatetimeMS(last.runat)}
         # a missing or foreign `created` sorts before the dates and brackets would hide them
         later = {"$gt": last.created} if date_ms(last.created) is not None else {"$gte": DatetimeMS(ASAP_MS)}
-        steps = [{**here, "created": last.created, "_id": {"$gt": last.id}}, {**here, "created": later}]
+        made = last.created  # a foreign one may be a document that looks like a condition
+        plain = made is None or isinstance(made, (datetime, DatetimeMS, str, int, float))
+        steps = [
+            {**here, "created": made if plain else {"$eq": made}, "_id": {"$gt": last.id}},
+            {**here, "created": later},
+        ]
         if not self.asap:
             steps.append({**base, "runat": {"$gt": DatetimeMS(last.runat), **upto}})
         return steps

@@ -13,6 +13,7 @@ from typing import Any
 
 import pymongo
 from bson.datetime_ms import DatetimeMS
+from bson.dbref import DBRef
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure, PyMongoError
@@ -36,7 +37,7 @@ _AHEAD = 200  # candidates that are looked at with those that were missed
 _BACKOFF = 1.0
 _BATCH = 200  # jobs in one claim, at most
 _UNRECORDED = 2 * _BATCH  # jobs in hand beyond the slots, at most: their outcomes are still to be written
-_NEVER = frozenset({121, 10334, 17419, 17420})
+_NEVER = frozenset({2, 66, 121, 10334, 17419, 17420})
 
 
 class Claimer:
@@ -85,8 +86,9 @@ class Claimer:
 
     def look_up(self, id_: Any) -> None:
         """Someone made this job claimable without saying what it is: read it before claiming."""
-        self._strays.append(id_)
-        self.wake()
+        if not isinstance(id_, DBRef):  # which store.candidate_of would refuse
+            self._strays.append(id_)
+            self.wake()
 
     def stop(self) -> None:
         """Claim no more; :meth:`run` returns when the round trip under way is over."""
@@ -340,5 +342,5 @@ def _last(rows: Sequence[Mapping[str, Any]], home: Range) -> Candidate | None:
 
 
 def _is_refusal(error: PyMongoError) -> bool:
-    """Whether the server will never claim this: a validator, or a document without room for a lease."""
+    """Whether the server will never claim this: a validator, an odd ``_id``, a document without room for a lease."""
     return isinstance(error, OperationFailure) and error.code in _NEVER

@@ -21,6 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from streamjobs import events
+from streamjobs.check import RECORD
 from streamjobs.clients import Source, close_sync
 from streamjobs.clock import boot
 from streamjobs.runner.turns import Turns
@@ -29,7 +30,7 @@ from streamjobs.transitions import Pipeline, literal
 from streamjobs.version import __version__
 
 CONTROL = "runner"
-_PREFIX = "runner:"
+_PREFIX = RECORD
 _NEVER = float("-inf")
 _LAST = 0.5  # seconds for a command once the runner has stopped
 _RETRY = 0.5  # seconds between attempts while the server is away

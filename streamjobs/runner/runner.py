@@ -17,10 +17,10 @@ from pymongo.errors import PyMongoError
 from streamjobs import clients, events, local
 from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import BadArgument, ConfigError, ConnectError
+from streamjobs.errors import ConfigError, ConnectError
 from streamjobs.handler import Handler
 from streamjobs.indexes import missing
-from streamjobs.job import RUNNABLE, Status
+from streamjobs.job import RUNNABLE, Status, check_name
 from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
@@ -65,9 +65,7 @@ class Runner:
         settings: Settings,
         health: str | None = None,
     ) -> None:
-        if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:
-            raise BadArgument("name", name, "give the runner a name of 1 to 200 characters")
-        self.name = name
+        self.name = check_name("name", name)
         self.settings = settings
         self.health = health
         self.on_stuck: Callable[[], None] = lambda: None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from bson.dbref import DBRef
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference, ReturnDocument
@@ -120,6 +121,8 @@ def candidate_of(row: Mapping[str, Any], source: str) -> Candidate | None:
     runat, status, kind = date_ms(row.get("runat")), row.get("status"), row.get("kind")
     if runat is None or not isinstance(kind, str) or not isinstance(status, (int, float)) or "_id" not in row:
         return None
+    if isinstance(row["_id"], DBRef):
+        return None  # in a list of ids some servers take it for a condition, and refuse all
     retries = row.get("retries")
     left = retries if isinstance(retries, int) else 0
     return Candidate(row["_id"], kind, int(status), runat, row.get("created"), boot(), source, left)

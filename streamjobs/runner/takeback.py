@@ -131,7 +131,7 @@ class Sweeper:
     async def _free_missing(self, recorded: set[str]) -> None:
         """Free jobs of owners that have had no record for a lease."""
         now = boot()
-        unknown = {owner for owner in await self._store.owners() if isinstance(owner, str)} - recorded
+        unknown = {owner for owner in await self._store.owners() if type(owner) is str} - recorded
         self._missing = {owner: self._missing.get(owner, now) for owner in unknown}
         for owner, since in self._missing.items():
             if now - since >= self._settings.lease and self._trust.may_fence():
