@@ -17,14 +17,18 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from streamjobs import PutUnknown, Queue
+from streamjobs.clients import MAJORITY
 from streamjobs.clock import boot
 from streamjobs.job import ASAP_MS, MS_CODEC, Job, date_ms
 from tests import promises
 from tests.conftest import check_event
 from tests.history import Log, Run, read
+from tests.sight import Limits
 
 ROOT = Path(__file__).parent.parent
 _STALL = 0.25  # seconds that the driver's loop may be late before the history says so
+_SLOW = 0.1  # seconds that a write may take before it does
+_PROBE = 0.3  # seconds between two such writes
 _AGAIN = 0.2  # seconds before a put without an answer is repeated
 _CLOCK = 5.0  # seconds between two looks at the server's clock
 
@@ -132,10 +136,10 @@ class Fleet:
         finally:
             for process in self._all:
                 if process.returncode is None:
+                    self.log.note("death", pid=process.pid, runner="")
                     process.kill()
             if self._readers:
                 await asyncio.wait(self._readers)
-            self.log.close()
 
     def check_events(self) -> None:
         """Each sort of event is as the catalogue says, and nobody printed a traceback."""
@@ -174,7 +178,9 @@ class Scene:
     async def __aenter__(self) -> Scene:
         await self.queue.create_indexes()
         await self.note_clock()
-        self._looking = [asyncio.create_task(one()) for one in (self._watch, self._clock, self._lag)]
+        self._looking = [
+            asyncio.create_task(one()) for one in (self._watch, self._clock, self._lag, self._probe)
+        ]
         await self._watching.wait()
         return self
 
@@ -186,6 +192,7 @@ class Scene:
             for task in self._looking:
                 task.cancel()
             await asyncio.wait(self._looking)
+        self.log.close()
 
     def draft(self, kind: str, data: dict[str, Any], **options: Any) -> Job:
         """A job to put, and its first record."""
@@ -284,7 +291,7 @@ class Scene:
         run = Run(read(self.log.path))
         settings = self.fleet.options["settings"]
         known = {name: settings[name] for name in ("lease", "beat", "margin", "interval")}
-        return run, promises.check(run, promises.Limits(slots=settings["concurrency"], **{**known, **limits}))
+        return run, promises.check(run, Limits(slots=settings["concurrency"], **{**known, **limits}))
 
     async def check(self, seconds: float = 150, **limits: Any) -> tuple[Run, promises.Verdict]:
         """All has ended, and no promise was broken."""
@@ -318,14 +325,24 @@ class Scene:
             if late > _STALL:
                 self.log.note("stall", seconds=late)
 
+    async def _probe(self) -> None:
+        """Say when the server was slow for everybody: what takes some round trips can't be in time then."""
+        probe = self.client[self._database].get_collection("probe", write_concern=MAJORITY)
+        while True:
+            sent = boot()
+            with suppress(PyMongoError):
+                await probe.update_one({"_id": 0}, {"$inc": {"n": 1}}, upsert=True)
+            took = boot() - sent
+            if took > _SLOW:
+                self.log.note("stall", seconds=took)
+            await asyncio.sleep(_PROBE)
+
     async def _watch(self) -> None:
         """Note each claim that the stream tells of: also of one whose runner never learns of it."""
         change, token = "updateDescription.updatedFields", None
         lease = {"$ifNull": [f"${change}.lease", "$fullDocument.lease"]}
-        stages = [
-            {"$match": {"operationType": {"$in": ["update", "replace"]}}},
-            {"$project": {"documentKey": 1, "operationType": 1, "lease": lease}},
-        ]
+        told = {"documentKey": 1, "operationType": 1, "lease": lease, "updateDescription.removedFields": 1}
+        stages = [{"$match": {"operationType": {"$in": ["update", "replace"]}}}, {"$project": told}]
         while True:
             try:
                 async with await self._plain.watch(
@@ -337,19 +354,28 @@ class Scene:
                         token = stream.resume_token or token
                         if one is None:
                             await asyncio.sleep(0)
-                        elif isinstance(one.get("lease"), dict) and "token" in one["lease"]:
-                            self._note_held(one["documentKey"]["_id"], one["lease"])
+                        else:
+                            self._note_change(one)
                     token = None
             except PyMongoError as error:
                 if isinstance(error, OperationFailure):
                     token = None
+            finally:
+                if token is None:
+                    self.log.note("gap")
                 await asyncio.sleep(0.2)
 
-    def _note_held(self, job: Any, lease: dict[str, Any]) -> None:
-        about = {key: lease[key] for key in ("token", "owner")}
-        self.log.note("held", job=job, claimed=date_ms(lease["claimed"]), **about)
-        self._holds[str(job)].append(lease["token"])
-        self.fleet.changed.set()
+    def _note_change(self, change: dict[str, Any]) -> None:
+        job, lease = change["documentKey"]["_id"], change.get("lease")
+        if isinstance(lease, dict) and "token" in lease:
+            about = {key: lease[key] for key in ("token", "owner")}
+            self.log.note("held", job=job, claimed=date_ms(lease["claimed"]), **about)
+            self._holds[str(job)].append(lease["token"])
+            self.fleet.changed.set()
+            return
+        removed = (change.get("updateDescription") or {}).get("removedFields") or []
+        if "lease" in removed or (change["operationType"] == "replace" and lease is None):
+            self.log.note("freed", job=job)
 
 
 def _dated(document: dict[str, Any]) -> dict[str, Any]:

@@ -15,14 +15,15 @@ unsure      an operator    job: a cancel or retry had no answer
 start, end  a handler      job, token, owner, pid, runner, number, sort; end also how
 event       the runner     event, pid and the event's own fields
 weak        a client       command, pid: it was written without a majority
-held        the stream     job, token, owner, claimed (ms): a claim, as the collection's stream told it
+held        the stream     job, token, owner, claimed (ms): a claim, in the order in which the collection's
+                           stream tells it; freed: the lease was removed; gap: events may be missing
 document    the end        job and what is stored of it (dates in ms); n of its data
 garbage     the end        job, kept: whether a document that can't be a job is as it was
 death       the driver     pid: killed
 term, exit  the driver     pid: told to stop; ended, with its code
 freeze      the driver     pid; thaw ends it
 fault       the driver     id, sort, on (server, fleet, producers or a runner's name); healed ends it
-stall       the driver     seconds: the machine kept the driver waiting for so long, until now
+stall       the driver     seconds: the machine or the server kept the driver waiting for so long, until now
 clock       the driver     server (ms): the server's date at this moment, by a round trip of ``trip`` seconds
 dropped     the driver     the collection was dropped: what was put before is nobody's
 over        the driver     the run ended
@@ -49,17 +50,14 @@ class Log:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file: int | None = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+        self._file = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
 
     def note(self, what: str, **fields: Any) -> None:
         line = json.dumps({"what": what, "at": boot(), **fields}, default=str)
         os.write(self._file, line.encode() + b"\n")
 
     def close(self) -> None:
-        """Close it; once more does nothing."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        os.close(self._file)
 
 
 def read(path: Path) -> list[Record]:
@@ -116,6 +114,7 @@ class Life:
     cancels: list[float] = field(default_factory=list)
     retries: list[float] = field(default_factory=list)
     unsure: bool = False
+    told: list[Record] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
     def attempt(self, token: str) -> Attempt:
@@ -161,6 +160,7 @@ class Run:
         self.stalls: list[Window] = []
         self.weak = [one for one in self.records if one["what"] == "weak"]
         self.garbage = [one for one in self.records if one["what"] == "garbage"]
+        self.gaps = [one["at"] for one in self.records if one["what"] == "gap"]
         self.over = max((one["at"] for one in self.records), default=0.0)
         clocks = [one for one in self.records if one["what"] == "clock"]
         best = min(clocks, key=lambda one: one["trip"], default=None)  # the others are only less exact
@@ -229,7 +229,11 @@ class Run:
         one = self._life(record).attempt(record["token"])
         one.end, one.how = record["at"], record["how"]
 
+    def _freed(self, record: Record) -> None:
+        self._life(record).told.append(record)
+
     def _held(self, record: Record) -> None:
+        self._life(record).told.append(record)
         one = self._life(record).attempt(record["token"])
         one.owner = record["owner"]
         one.pid = one.pid or pid_of(one.owner)

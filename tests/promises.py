@@ -11,48 +11,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.history import Attempt, Life, Process, Record, Run, outcome_of
-from tests.windows import FOREVER, Window, crowded, longest, merged, touched, without
+from tests.history import Attempt, Life, Process, Run
+from tests.sight import MS, Breach, Limits, Sight, sights_of
+from tests.story import ENDED, story
+from tests.windows import FOREVER, Window, longest, merged, touched
 
-NEW, WORKING, WAITING, SUCCESS, FAILED, CANCELLED = range(1, 7)
-_ENDED = (SUCCESS, FAILED, CANCELLED)
-_MS = 0.005  # seconds by which the server's dates may seem wrong on the history's clock
-_LOST_AGAIN = 1.0
-#: Seconds that a due job may wait for a runner that is idle with its stream live.
-LIVE = 1.5
-_CLAIM = 0.01  # seconds that a claim stands for
+_WAITED = 0.5  # seconds that a command may have waited on the server since its date
 _SHOWN = 20  # breaches whose jobs' histories are printed
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What the runners' settings promise, in seconds.
-
-    ``live`` bounds lateness while the stream is live, ``back`` is what a runner gets to recover after a fault,
-    ``turn`` an event loop for its first turn, ``sweep`` the second of promise 2. ``drained`` says that all jobs had
-    the time to end.
-    """
-
-    lease: float
-    beat: float
-    margin: float
-    interval: float
-    slots: int
-    live: float = LIVE
-    back: float = 2.0
-    turn: float = 0.5
-    sweep: float = 1.0
-    drained: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Breach:
-    """A promise that was broken: its number, a name for the sort, by which job, and how."""
-
-    promise: int
-    name: str
-    job: str | None
-    text: str
 
 
 @dataclass(slots=True)
@@ -63,24 +28,9 @@ class Verdict:
     apart: Counter[str]
 
 
-@dataclass(slots=True)
-class Sight:
-    """When a process could work: its lease was trusted.
-
-    ``idle`` is when it had a slot free too and claimed nothing, whatever its stream did; ``awake`` when its stream
-    was live as well; ``stuck`` when it was frozen or its loop blocked, and for the turn after that.
-    """
-
-    process: Process
-    trusted: list[Window]
-    idle: list[Window]
-    awake: list[Window]
-    stuck: list[Window]
-
-
 def check(run: Run, limits: Limits) -> Verdict:
     """Judge a run."""
-    sights = _sights(run, limits)
+    sights = sights_of(run, limits)
     apart: Counter[str] = Counter()
     found: list[Breach] = []
     numbers: dict[object, set[str]] = defaultdict(set)
@@ -90,13 +40,13 @@ def check(run: Run, limits: Limits) -> Verdict:
         found += _kept(life, limits)
         if life.document is None:
             continue
-        found += _one_holder(life)
+        found += _one_holder(run, life)
         found += _starts(life)
         found += _code(life, sights, apart)
         found += _taken(run, life, limits)
         found += _each_claim_one_try(life)
         found += _freed(run, life, sights, limits)
-        found += _story(run, life, sights, limits)
+        found += story(run, life, sights, limits)
     for process in run.processes.values():
         if process.born < FOREVER and process.gone is not None and process.died is None and not process.asked:
             text = f"{process.runner} ({process.pid}) ended by itself at {process.gone}"
@@ -128,43 +78,20 @@ def report(run: Run, verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _sights(run: Run, limits: Limits) -> dict[int, Sight]:
-    spans: dict[int, list[Window]] = defaultdict(list)
-    blocked: dict[int, list[Window]] = defaultdict(list)
-    for life in run.jobs.values():
-        for one in life.attempts.values():
-            ends = [at for at in (one.when, one.end) if at is not None]
-            over = max(ends) if one.when is not None and (one.end is not None or not one.starts) else FOREVER
-            spans[one.pid].append((one.begun, over))
-            if one.sort == "blocking" and one.starts:
-                blocked[one.pid].append((one.starts[0], FOREVER if one.end is None else one.end))
-    everywhere = run.broken("server", "fleet")
-    out: dict[int, Sight] = {}
-    for pid, process in run.processes.items():
-        held_up = merged([*process.frozen, *blocked[pid], *run.stalls])
-        broken = merged([*everywhere, *run.broken(process.runner), *process.doubted, *process.frozen])
-        stuck = _longer(held_up, limits.turn)
-        holes = merged([*stuck, *_longer(broken, limits.back)])
-        trusted = without([(process.born + limits.back, process.until)], holes)
-        claims = merged((since, since + _CLAIM) for since, _ in spans[pid])
-        idle = without(without(trusted, crowded(spans[pid], limits.slots)), claims)
-        awake = without(idle, _longer(process.deaf, limits.back))
-        out[pid] = Sight(process, trusted, idle, awake, stuck)
-    return out
+def _one_holder(run: Run, life: Life) -> Iterator[Breach]:
+    """Promise 1: no two tries hold it at once, by the stream's order, and by the server's dates.
 
-
-def _longer(windows: list[Window], by: float) -> list[Window]:
-    return merged((since, until + by) for since, until in windows)
-
-
-def _one_holder(life: Life) -> Iterator[Breach]:
-    """Promise 1: no two tries hold it at once, by the server's dates."""
-    known = sorted(
-        (one for one in life.attempts.values() if one.claimed_ms is not None),
-        key=lambda one: one.claimed_ms or 0.0,
-    )
+    A date is that of its command's beginning, which may have waited for another that began later.
+    """
+    for before, after in zip(life.told, life.told[1:], strict=False):
+        missing = any(before["at"] <= gap <= after["at"] for gap in run.gaps)
+        if before["what"] == after["what"] == "held" and before["token"] != after["token"] and not missing:
+            text = f"{after['token']} claimed it while {before['token']} held it"
+            yield Breach(1, "two holders", life.job, text)
+    known = [one for one in life.attempts.values() if one.claimed_ms is not None]
+    known.sort(key=lambda one: one.claimed_ms or 0.0)
     for before, after in zip(known, known[1:], strict=False):
-        if (after.claimed_ms or 0.0) < before.when_ms:
+        if (after.claimed_ms or 0.0) < before.when_ms - _WAITED * 1000:
             text = f"{after.token} claimed it at {after.claimed}, {before.token} held it until {before.when}"
             yield Breach(1, "two holders", life.job, text)
 
@@ -187,7 +114,7 @@ def _code(life: Life, sights: dict[int, Sight], apart: Counter[str]) -> Iterator
     begun = sorted((one for one in life.attempts.values() if one.starts), key=lambda one: one.starts[0])
     for place, one in enumerate(begun):
         sight = sights.get(one.pid)
-        if one.when is not None and one.starts[0] > one.when + _MS:
+        if one.when is not None and one.starts[0] > one.when + MS:
             if sight is not None and touched(sight.stuck, one.when, one.starts[0]):
                 apart["frozen"] += 1
             else:
@@ -217,7 +144,7 @@ def _case(one: Attempt, since: float, until: float, sight: Sight | None) -> str 
     if one.sort in ("stubborn", "blocking"):
         return "outlasted"
     # until its loop's first turn, and no longer
-    if sight is not None and longest(sight.stuck, since, until) >= until - since - _MS:
+    if sight is not None and longest(sight.stuck, since, until) >= until - since - MS:
         return "frozen"
     return None
 
@@ -247,7 +174,7 @@ def _kept(life: Life, limits: Limits) -> Iterator[Breach]:
         if life.ack is not None:
             yield Breach(5, "acknowledged and gone", life.job, "it was put, and there is no document")
         return
-    if limits.drained and life.document["status"] not in _ENDED:
+    if limits.drained and life.document["status"] not in ENDED:
         lease = life.document.get("lease")
         text = f"status {life.document['status']}, lease {lease}, when all had the time to end"
         yield Breach(5, "never ended", life.job, text)
@@ -302,105 +229,3 @@ def _gone(process: Process, begun: float, when: float) -> float | None:
 def _fencing(sight: Sight, limits: Limits) -> list[Window]:
     """When it may judge others: a beat and margin after its first renewal."""
     return [(since + limits.beat + limits.margin, until) for since, until in sight.trusted]
-
-
-@dataclass(slots=True)
-class _State:
-    """A job as its tries tell, one after the other."""
-
-    status: int
-    retries: int
-    interval: float
-    due: float | None
-    due_ms: float | None  # on the server's clock
-    lost: bool = False
-
-    def end(self, entry: Record, when: float) -> None:
-        """What a try of this outcome makes of it."""
-        outcome, wait = outcome_of(entry), 0.0
-        if outcome in ("failure", "lost"):
-            self.retries -= 1
-        match outcome:
-            case "success":
-                self.status = SUCCESS
-            case "cancelled":
-                self.status = CANCELLED
-            case "snoozed":
-                self.status, wait = WAITING, float(entry["err"].split()[1])
-            case "failure":
-                self.status, wait = (WAITING, self.interval) if self.retries > 0 else (FAILED, 0.0)
-            case "interrupted" if self.retries <= 1:
-                self.status = FAILED
-            case "lost" if self.retries <= 0:
-                self.status = FAILED
-            case "lost" if self.lost:
-                self.status, wait = WAITING, max(self.interval, _LOST_AGAIN)
-            case _:
-                self.status = NEW
-        self.lost = outcome == "lost"
-        self.due, self.due_ms = when + wait, entry["when"] + wait * 1000
-
-
-def _story(run: Run, life: Life, sights: dict[int, Sight], limits: Limits) -> Iterator[Breach]:
-    """Promises 5 and 6: status, tries and retries fit, and each claim came when it was due."""
-    document = life.document or {}
-    if life.put is None or any("token" not in one for one in document["tries"]):
-        return
-    due, ack = None, life.ack or {}
-    if ack:
-        due = max(run.moment(ack["runat"]) or 0.0, ack["at"])
-    state = _State(NEW, life.put["retries"], life.put["interval"], due, ack.get("runat"))
-    retried = list(life.retries)
-    for entry in document["tries"]:
-        one = life.attempts[entry["token"]]
-        if state.status in _ENDED:
-            if not retried and not life.unsure:
-                yield Breach(5, "ran after its end", life.job, f"{one.token}: it was over ({state.status})")
-                return
-            state.retries, state.status = max(state.retries, 1), NEW
-            state.due, state.due_ms = (retried.pop(0) if retried else None), None
-        if any(at < one.begun - _MS for at in life.cancels) and not life.retries:
-            yield Breach(5, "ran after its cancel", life.job, f"{one.token} at {one.begun}")
-        if state.due_ms is not None and one.claimed_ms is not None and one.claimed_ms < state.due_ms:
-            text = f"{one.token} claimed it {state.due_ms - one.claimed_ms:.0f} ms before it was due"
-            yield Breach(6, "early", life.job, text)
-        yield from _late(life, state.due, one.claimed, sights, limits)
-        state.end(entry, one.when or run.over)
-    if state.status in (NEW, WAITING) and document["status"] in (NEW, WAITING) and not life.unsure:
-        yield from _late(life, state.due, run.over, sights, limits)
-    yield from _as_stored(life, state, retried)
-
-
-def _as_stored(life: Life, state: _State, retried: list[float]) -> Iterator[Breach]:
-    stored = (life.document or {})["status"], (life.document or {})["retries"]
-    if state.status in (NEW, WAITING) and life.cancels:
-        state.status = CANCELLED
-    runnable = {
-        NEW: NEW,
-        WAITING: NEW,
-        WORKING: NEW,
-    }  # which of them depends on runat, and a claim has no try yet
-    told = runnable.get(state.status, state.status), state.retries
-    if (runnable.get(stored[0], stored[0]), stored[1]) != told and not life.unsure and not retried:
-        text = f"stored are status and retries {stored}, the tries tell {(state.status, state.retries)}"
-        yield Breach(5, "status and tries differ", life.job, text)
-
-
-def _late(
-    life: Life, due: float | None, claimed: float | None, sights: dict[int, Sight], limits: Limits
-) -> Iterator[Breach]:
-    """Promise 6: nobody with a free slot let it wait; who claims others meanwhile is at work."""
-    if due is None or claimed is None or claimed <= due:
-        return
-    bounds = (("late", limits.live), ("late for the fallback", limits.interval + limits.back))
-    for name, bound in bounds:
-        if claimed - due <= bound:
-            continue
-        for sight in sights.values():
-            waited = longest(sight.awake if name == "late" else sight.idle, due, claimed)
-            if waited > bound:
-                text = (
-                    f"due at {due}, claimed at {claimed}; {sight.process.runner} was idle for {waited:.2f} s"
-                )
-                yield Breach(6, name, life.job, text)
-                return

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.history import Log, Run, read
-from tests.promises import Limits, check, report
+from tests.promises import check, report
+from tests.sight import Limits
 from tests.windows import crowded, inside, longest, merged, touched, without
 
 LIMITS = Limits(lease=3.0, beat=0.5, margin=0.5, interval=3.0, slots=2)
@@ -54,7 +55,8 @@ class Tale:
     def ended(
         self, token: str, since: float, when: float, outcome: str = "success", *, job: str = "j", **more: Any
     ) -> None:
-        """Its try, as stored."""
+        """Its try, as stored, and its write on the stream."""
+        self.tell("freed", when, job=job)
         entry = {"runner": "r", "token": token, "claimed": since * 1000, "when": when * 1000, **more}
         if outcome not in ("success", "failure"):
             entry["outcome"] = outcome
@@ -122,10 +124,23 @@ def test_two_tries_that_hold_a_job_at_once():
     tale.put()
     tale.run("a", A, 5.1, 6.0)
     tale.ended("a", 5.1, 6.0, "failure")
-    tale.run("b", B, 5.9, 7.0, number=2)
-    tale.ended("b", 5.9, 7.0)
+    tale.run("b", B, 5.2, 7.0, number=2)
+    tale.ended("b", 5.2, 7.0)
     tale.stored(retries=2)
-    assert (1, "two holders") in tale.judge()
+    assert tale.judge().count((1, "two holders")) == 2  # by the stream and by the dates
+    tale.tell("gap", 5.15)
+    assert tale.judge().count((1, "two holders")) == 1
+
+
+def test_a_date_may_be_that_of_a_command_that_waited():
+    tale = Tale()
+    tale.put()
+    tale.run("a", A, 5.1, 6.0)
+    tale.ended("a", 5.1, 6.0, "released")
+    tale.run("b", B, 6.01, 7.0, number=2)
+    tale.ended("b", 5.95, 7.0)
+    tale.stored()
+    assert tale.judge() == []
 
 
 def test_a_job_without_retries_that_starts_twice():

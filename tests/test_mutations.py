@@ -49,26 +49,30 @@ class Stage:
             finally:
                 self.failpoint("off", app, commands)
 
-    async def taken_from_r1(self, kind: str, seconds: float) -> Job:
-        """A job of r1, which can't renew its lease until r2 has claimed the job."""
+    async def two(self, kind: str, seconds: float, retries: int = 9) -> tuple[Job, str]:
+        """Two runners, a job, and the name of the one that has it."""
         fleet = self.scene.fleet
-        await fleet.start("r1")
-        job = await self.scene.put_one(kind, {"seconds": seconds}, retries=9)
+        await fleet.start("r1", "r2")
+        job = await self.scene.put_one(kind, {"seconds": seconds}, retries=retries)
         await self.scene.held(job)
-        await fleet.start("r2")
-        async with self.broken("streamjobs/beat/r1", ["update"], "r1", errorCode=50):
+        lease = (await self.scene.jobs.find_one({"_id": job.id}))["lease"]
+        return job, next(name for name in ("r1", "r2") if fleet.owner(name) == lease["owner"])
+
+    async def taken(self, kind: str, seconds: float) -> None:
+        """A job whose holder can't renew its lease until the other runner has claimed it."""
+        job, holder = await self.two(kind, seconds)
+        async with self.broken(f"streamjobs/beat/{holder}", ["update"], holder, errorCode=50):
             await self.scene.held(job, 2)
-        return job
 
 
 async def token(stage: Stage) -> None:
-    """What r1 ends after r2 has the job may not touch it."""
-    await stage.taken_from_r1("thread", 3.0)
+    """What ends after another has the job may not touch it."""
+    await stage.taken("thread", 3.0)
 
 
 async def trust(stage: Stage) -> None:
-    """What r1 runs must be cancelled before r2 may start it."""
-    await stage.taken_from_r1("many", 4.0)
+    """What runs without a lease must be cancelled before another may start it."""
+    await stage.taken("many", 4.0)
 
 
 async def due(stage: Stage) -> None:
@@ -135,13 +139,8 @@ async def fast(stage: Stage) -> None:
 
 async def charge(stage: Stage) -> None:
     """A runner dies with a job in hand, which must have cost it an attempt."""
-    scene = stage.scene
-    await scene.fleet.start("r1", "r2")
-    job = await scene.put_one("many", {"seconds": 1.0}, retries=2)
-    await scene.held(job)
-    names = {scene.fleet.owner(name): name for name in ("r1", "r2")}
-    lease = (await scene.jobs.find_one({"_id": job.id}))["lease"]
-    scene.fleet.kill(names[lease["owner"]])
+    _, holder = await stage.two("many", 1.0, retries=2)
+    stage.scene.fleet.kill(holder)
 
 
 async def again(stage: Stage) -> None:
