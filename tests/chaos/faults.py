@@ -1,4 +1,4 @@
-"""Breaking things, and mending them: one function for each sort of fault."""
+"""Breaking processes and the server, and mending them; what happens on the wire is in ``wire.py``."""
 
 from __future__ import annotations
 
@@ -9,65 +9,38 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bson import ObjectId
-from pymongo import AsyncMongoClient
 from pymongo.errors import PyMongoError
 
 from streamjobs.embedded import Server
 from streamjobs.job import ASAP, RAW_CODEC
 from tests.chaos.schedule import Fault
+from tests.chaos.wire import Wire
 from tests.fleet import Scene
 
 _EXIT = 15.0  # seconds that a runner gets to stop in order before it is killed
-_RUNNER, _BEAT, _PUT = "streamjobs/runner", "streamjobs/beat", "streamjobs/put"
-_WRITES = ["update", "findAndModify"]
-#: By sort: whom it strikes (by appName), which commands, and what they get. Put's errors are those of a server
-#: that goes away; a conflict is what an insert outside a transaction never meets.
-_FAILPOINTS: dict[str, list[tuple[str, list[str], dict[str, Any]]]] = {
-    "close": [
-        (_RUNNER, [*_WRITES, "find", "getMore", "aggregate"], {"closeConnection": True}),
-        (_RUNNER, _WRITES, {"closeConnection": True}),
-        (_BEAT, ["update"], {"closeConnection": True}),
-        (_PUT, ["insert"], {"closeConnection": True}),
-    ],
-    "history-lost": [(_RUNNER, ["getMore"], {"errorCode": 286})],
-    "conflict": [(_RUNNER, _WRITES, {"errorCode": 112})],
-    "shutdown": [
-        (app, commands, {"errorCode": 91})
-        for app, commands in ((_RUNNER, _WRITES), (_BEAT, ["update"]), (_PUT, ["insert"]))
-    ],
-    "concern": [
-        (app, commands, {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}})
-        for app, commands in ((_RUNNER, _WRITES), (_BEAT, ["update"]), (_PUT, ["insert"]))
-    ],
-}
 
 
 class Faults:
     """Injects what the schedule says.
 
     Args:
-        server: a server of our own; None where only the processes and the collection are ours.
-        settings: the runners' settings.
+        server: a server of our own, and the wire to it; None where only the processes and the collection are ours.
 
     """
 
-    def __init__(self, scene: Scene, server: Server | None) -> None:
+    def __init__(self, scene: Scene, server: Server | None, wire: Wire | None) -> None:
         self.scene = scene
         self.server = server
+        self.wire = wire
         self.done: Counter[str] = Counter()
-        self.down: set[str] = set()  # runners that a fault has stopped and will start again
+        self.down: set[str] = set()  # runners that shall not be started again yet
         self._dropped: list[Any] = []
-        self._admin: Any = None if server is None else AsyncMongoClient(server.uri, appname="chaos")
 
     async def inject(self, fault: Fault) -> None:
         """Break it, wait, mend it."""
-        name = "_failpoint" if fault.sort in _FAILPOINTS else "_" + fault.sort.replace("-", "_")
-        await getattr(self, name)(fault)
+        mine = getattr(self, "_" + fault.sort.replace("-", "_"), None)
+        await (self.wire.inject if mine is None else mine)(fault)
         self.done[fault.sort] += 1
-
-    async def close(self) -> None:
-        if self._admin is not None:
-            await self._admin.close()
 
     async def _kill(self, fault: Fault) -> None:
         await self._without(fault, kill=True)
@@ -76,7 +49,7 @@ class Faults:
         await self._without(fault, kill=False)
 
     async def _without(self, fault: Fault, *, kill: bool) -> None:
-        """End a runner, and start it again after a while."""
+        """End a runner, and let it be started again after a while."""
         fleet, name = self.scene.fleet, fault.on
         if not fleet.running(name):
             return
@@ -94,7 +67,6 @@ class Faults:
             await asyncio.sleep(fault.lasts)
         finally:
             self.down.discard(name)
-        await fleet.launch(name)
 
     async def _freeze_short(self, fault: Fault) -> None:
         fleet, name = self.scene.fleet, fault.on
@@ -124,25 +96,6 @@ class Faults:
                 await asyncio.sleep(fault.lasts)
             finally:
                 self.server.resume()
-
-    async def _failpoint(self, fault: Fault) -> None:
-        choices = _FAILPOINTS[fault.sort]
-        app, commands, what = choices[int(fault.dice * len(choices))]
-        data = {"appName": app, "failCommands": commands, **what}
-        with self.scene.fault(fault.sort, "producers" if app == _PUT else "fleet"):
-            try:
-                await self._arm("alwaysOn", data)
-                await asyncio.sleep(fault.lasts)
-            finally:
-                await self._arm("off", {})
-
-    async def _arm(self, mode: str, data: dict[str, Any]) -> None:
-        """Set the failpoint; a server that was killed meanwhile has forgotten it."""
-        try:
-            async with asyncio.timeout(15):
-                await self._admin.admin.command("configureFailPoint", "failCommand", mode=mode, data=data)
-        except (PyMongoError, TimeoutError) as error:
-            self.scene.log.note("unarmed", mode=mode, error=str(error)[:200])
 
     async def _garbage_in(self, number: int) -> None:
         plain = {

@@ -6,18 +6,21 @@ import asyncio
 import secrets
 import tempfile
 from collections import Counter
-from contextlib import AsyncExitStack, ExitStack, suppress
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from streamjobs.clock import boot
-from streamjobs.embedded import Server
+from streamjobs.embedded import Server, find
 from tests import promises
 from tests.chaos.faults import Faults
 from tests.chaos.load import Load
 from tests.chaos.schedule import ALL, ANYWHERE, Fault, schedule
+from tests.chaos.wire import Wire
 from tests.fleet import Scene
 from tests.history import Run
+from tests.proxy import Proxy
+from tests.sight import LIVE, Breach
 
 SETTINGS = {
     "concurrency": 4,
@@ -28,8 +31,8 @@ SETTINGS = {
     "stop_deadline": 2,
     "stream_wait": 1,
 }
-#: A server that was told to shut down by a failpoint is looked at again at once.
-_URI = "serverMonitoringMode=poll&heartbeatFrequencyMS=500"
+#: For half of the seeds: a server of which a failpoint says that it shuts down is looked at again at once.
+_POLLED = "&serverMonitoringMode=poll&heartbeatFrequencyMS=500"
 _DRAIN = 90.0  # seconds for all to come to its end when nothing is broken any more
 _KEEP = 0.3  # seconds between two looks whether a runner has ended
 
@@ -101,7 +104,8 @@ class Chaos:
 
 async def chaos(
     seconds: float, seed: int, *, uri: str | None = None, runners: int = 4, rate: float = 8.0, folder: Path | None = None,
-    live: float = promises.LIVE,
+    live: float = LIVE,
+    mutation: str | None = None,
 ) -> Result:  # fmt: skip
     """Run it: on a server of its own, or with a URI on that one, without the faults that need its control."""
     sorts = ALL if uri is None else ANYWHERE
@@ -111,31 +115,45 @@ async def chaos(
         if folder is None:
             temporary = tempfile.TemporaryDirectory(prefix="chaos-", ignore_cleanup_errors=True)
             folder = Path(stack.enter_context(temporary))
-        server = None
+        server = proxy = None
+        polled = seed % 2 == 1
+        direct = uri
         if uri is None:
             server = Server(folder / "server", test_commands=True, options=_options())
             server.start()
             stack.callback(server.kill)
             stack.callback(server.resume)
-            uri = server.uri + ("&" if "?" in server.uri else "?") + _URI
+            proxy = stack.enter_context(Proxy(server.uri))
+            direct, uri = server.uri, proxy.uri + (_POLLED if polled else "")
         namespace = f"chaos{secrets.token_hex(4)}.jobs"
         async with AsyncExitStack() as ends:
-            scene = await ends.enter_async_context(Scene(uri, namespace, folder, settings=SETTINGS))
-            faults = Faults(scene, server)
-            ends.push_async_callback(faults.close)
+            scene = Scene(
+                uri, namespace, folder, direct=direct, settings=SETTINGS, apart=True, mutation=mutation
+            )
+            await ends.enter_async_context(scene)
+            wire = None
             if server is None:
                 ends.push_async_callback(scene.client.drop_database, namespace.partition(".")[0])
+            else:
+                wire = Wire(scene, server, proxy, polled=polled)
+                ends.push_async_callback(wire.close)
+            faults = Faults(scene, server, wire)
             drained = await Chaos(scene, faults, Load(scene, seed, rate), names).run(plan, seconds)
             await faults.inspect_garbage()
-            run, verdict = await scene.judge(live=live)
-            with suppress(TimeoutError):
+            stopped = True
+            try:
                 await scene.fleet.stop()
+            except TimeoutError:
+                stopped = False
+            run, verdict = await scene.judge(live=live)
+            if not stopped:
+                verdict.breaches.append(
+                    Breach(4, "did not stop", None, "a runner with nothing to do did not stop")
+                )
         on = "a given server" if server is None else server.program.sort
         return Result(seed, seconds, on, run, verdict, faults.done, drained)
 
 
 def _options() -> list[str]:
     """What makes acknowledged writes survive a kill -9."""
-    from streamjobs.embedded import find
-
     return [] if find().sort == "mongod" else ["--sync-on-commit"]

@@ -7,16 +7,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 #: Sorts of faults that need nothing but the runners' processes and the collection.
-ANYWHERE = ("kill", "freeze-short", "freeze-long", "term", "garbage")
-#: Those of a server of our own.
-SERVER = ("server-kill", "server-freeze")
-#: Those that its failpoints make.
+RUNNER = ("kill", "freeze-short", "freeze-long", "term")
+ANYWHERE = (*RUNNER, "garbage")
+#: Those of a server of our own: its process, its failpoints, and the wire to it.
+SERVER = ("server-kill", "server-freeze", "step-down", "election")
 FAILPOINT = ("close", "history-lost", "conflict", "shutdown", "concern")
-ALL = (*ANYWHERE, *SERVER, *FAILPOINT)
+WIRE = ("lost-reply", "silence", "delayed-claim", "duplicate", "delay", "hole", "cut", "drop", "stream-error")
+ALL = (*ANYWHERE, *SERVER, *FAILPOINT, *WIRE)
 
 _FIRST = 3.0  # seconds without a fault at the beginning
-_GAP = 2.5  # mean seconds between two faults
-_RUNNERS = ("kill", "freeze-short", "freeze-long", "term")
+_GAP = 1.5  # mean seconds between two faults
+#: Sorts that may strike the producers too, and all runners at once.
+_PRODUCERS = ("close", "shutdown", "concern", "lost-reply", "duplicate", "drop")
+_FLEET = ("lost-reply", "delayed-claim", "duplicate", "delay", "cut", "drop")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +41,44 @@ def schedule(
 ) -> list[Fault]:
     """The faults of a run in order: each sort once, as far as the time goes, then at random.
 
-    A runner suffers one fault of its own at a time, and so does the server; there is one failpoint at a time.
+    A runner's process suffers one fault at a time, and so do the server, its failpoint and the wire.
     """
     dice = random.Random(seed)
-    first = [sort for sort in ALL if sort in sorts]
-    known = list(first)
-    dice.shuffle(first)
+    known = [sort for sort in ALL if sort in sorts]
+    first = dice.sample(known, len(known))
     free: dict[str, float] = {}
     out: list[Fault] = []
     at = _FIRST
     while at < seconds:
         sort = first.pop() if first else dice.choice(known)
-        group = dice.choice(runners) if sort in _RUNNERS else _group(sort)
-        lasts = _lasts(sort, dice, lease)
-        chance = dice.random()
+        on = _victim(sort, dice, runners)
+        group = on if sort in RUNNER else _group(sort)
+        lasts, chance = _lasts(sort, dice, lease), dice.random()
         if free.get(group, 0.0) <= at:
             free[group] = at + lasts + 1.0
-            out.append(Fault(round(at, 3), sort, group, lasts, chance))
-        else:
+            out.append(Fault(round(at, 3), sort, on, lasts, chance))
+        elif len(out) < len(known):
             first.insert(0, sort)  # later
         at += dice.expovariate(1 / _GAP)
     return out
 
 
 def _group(sort: str) -> str:
-    """What a sort strikes, which takes one fault at a time."""
-    return "server" if sort in SERVER else "failpoint" if sort in FAILPOINT else sort
+    """What takes one fault at a time."""
+    groups = {"server": SERVER, "failpoint": FAILPOINT, "wire": WIRE}
+    return next((name for name, sorts in groups.items() if sort in sorts), sort)
+
+
+def _victim(sort: str, dice: random.Random, runners: Sequence[str]) -> str:
+    """Whom it strikes: a runner, the fleet, the producers, or the server."""
+    if sort in SERVER or sort == "garbage":
+        return "server"
+    victims = list(runners)
+    if sort in _PRODUCERS:
+        victims += ["producers"] * 2
+    if sort in _FLEET:
+        victims += ["fleet"] * 2
+    return dice.choice(victims)
 
 
 def _lasts(sort: str, dice: random.Random, lease: float) -> float:
@@ -72,9 +87,11 @@ def _lasts(sort: str, dice: random.Random, lease: float) -> float:
             span = (0.1, 0.8 * lease)
         case "freeze-long":
             span = (1.2 * lease, 2.5 * lease)
-        case "server-kill" | "server-freeze":
+        case "server-kill" | "server-freeze" | "election":
             span = (0.2, 2 * lease)
-        case "garbage":
+        case "hole":
+            span = (0.2, 2.5 * lease)
+        case "garbage" | "step-down":
             span = (0.0, 0.0)
         case _:
             span = (0.2, 1.5 * lease)
