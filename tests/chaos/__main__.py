@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tests import promises
 from tests.chaos.run import chaos
+from tests.mutations import MUTATIONS
 from tests.sight import LIVE
 
 
@@ -24,6 +25,9 @@ def main() -> int:
     parser.add_argument("--rate", type=float, default=8, help="jobs a second")
     parser.add_argument("--live", type=float, default=LIVE, help="seconds that a due job may wait")
     parser.add_argument("--folder", type=Path, help="keep the history and the server's data here")
+    parser.add_argument(
+        "--mutation", choices=MUTATIONS, help="switch a guard of the runners off, to see it missed"
+    )
     given = parser.parse_args()
     print(f"chaos: seed {given.seed}", flush=True)
     if given.folder is not None:
@@ -31,7 +35,7 @@ def main() -> int:
     result = asyncio.run(
         chaos(
             given.seconds, given.seed, uri=given.uri, runners=given.runners, rate=given.rate, folder=given.folder,
-            live=given.live,
+            live=given.live, mutation=given.mutation,
         )
     )  # fmt: skip
     if result.verdict.breaches:

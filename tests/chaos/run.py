@@ -105,6 +105,7 @@ class Chaos:
 async def chaos(
     seconds: float, seed: int, *, uri: str | None = None, runners: int = 4, rate: float = 8.0, folder: Path | None = None,
     live: float = LIVE,
+    mutation: str | None = None,
 ) -> Result:  # fmt: skip
     """Run it: on a server of its own, or with a URI on that one, without the faults that need its control."""
     sorts = ALL if uri is None else ANYWHERE
@@ -126,7 +127,9 @@ async def chaos(
             direct, uri = server.uri, proxy.uri + (_POLLED if polled else "")
         namespace = f"chaos{secrets.token_hex(4)}.jobs"
         async with AsyncExitStack() as ends:
-            scene = Scene(uri, namespace, folder, direct=direct, settings=SETTINGS, apart=True)
+            scene = Scene(
+                uri, namespace, folder, direct=direct, settings=SETTINGS, apart=True, mutation=mutation
+            )
             await ends.enter_async_context(scene)
             wire = None
             if server is None:
