@@ -68,6 +68,7 @@ class Claimer:
         self._cautious = 0  # claims to make one by one, after one that the server refused
         self._spread = 1
         self._stopping = False
+        self.sift: Callable[[Sequence[Candidate]], Sequence[Candidate]] = lambda found: found
         self.ended = asyncio.Event()  # not running
         self.ended.set()
         self.held: dict[tuple[str, Any], Held] = {}
@@ -160,7 +161,7 @@ class Claimer:
             rows, full = await self._store.page(home, until)
         finally:
             home.reading = False
-        good = self._candidates(rows, "read")
+        good = self.sift(self._candidates(rows, "read"))
         last = _last(rows, home)
         self._backlog.page(home, good, full and last is not None, self._clock.now_ms(), last)
 

@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from streamjobs import clients, events, local
 from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import BadArgument, ConfigError, ConnectError, StreamRefused
+from streamjobs.errors import BadArgument, ConfigError, ConnectError, StreamRefused, first
 from streamjobs.handler import Handler
 from streamjobs.indexes import missing
 from streamjobs.job import RUNNABLE, Status
@@ -25,8 +25,10 @@ from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
+from streamjobs.runner.fleet import Fleet
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
+from streamjobs.runner.slots import Member
 from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
@@ -52,13 +54,9 @@ class Runner:
     """
 
     def __init__(
-        self,
-        name: str,
-        source: Source,
-        handlers: Mapping[str, Handler],
-        settings: Settings,
+        self, name: str, source: Source, handlers: Mapping[str, Handler], settings: Settings,
         health: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not isinstance(name, str) or not 1 <= len(name) <= 200 or "\0" in name:
             raise BadArgument("name", name, "give the runner a name of 1 to 200 characters")
         self.name = name
@@ -121,8 +119,8 @@ class Runner:
         except BaseException as error:
             if isinstance(error, Exception):
                 self._stopper.ask("an error", at_once=True)
-                events.emit("runner.failed", **self._who, **events.about(_one(error)))
-                raise _one(error) from None
+                events.emit("runner.failed", **self._who, **events.about(first(error)))
+                raise first(error) from None
             self._stopper.ask("cancelled", at_once=True)
             raise
         finally:
@@ -167,12 +165,22 @@ class Runner:
             with suppress(RuntimeError):  # the loop may be closed while the thread still vouches
                 loop.call_soon_threadsafe(self._told, what)
 
-        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, self.health)
+        self._beat = Beat(
+            self._source,
+            self.name,
+            self.kinds,
+            settings,
+            tell,
+            lambda: self._fleet.condition(self._stopper.asked.is_set()),
+            self.health,
+        )
         self._make_roles(self._beat)
         self._beat.start()
         await self._first_beat()
         await self._check_indexes()
         if settings.poll is None:
+            with suppress(PyMongoError), pymongo.timeout(clients.COMMAND_TIMEOUT):
+                await self._sweeper.look()  # what to hear of
             await self._open_stream()
         else:
             self._waker.restart_all()
@@ -194,23 +202,25 @@ class Runner:
             self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
             self._executor.start, self._finisher.put,
         )  # fmt: skip
+        self._fleet = Fleet(
+            self._store, self._backlog, self._clock, trust, settings,
+            lambda: Member(trust.owner, frozenset(self.kinds), settings.concurrency), lambda: settings.concurrency - len(self._executor.running),
+            lambda: self._who,
+        )  # fmt: skip
         self._waker = Waker(
-            self._backlog, self._claimer, self._clock, self.kinds, settings.period, lambda: self._who
-        )
+            self._backlog, self._claimer, self._fleet, self._clock, self.kinds, settings.period, lambda: self._who
+        )  # fmt: skip
         self._sweeper = Sweeper(
-            self._store,
-            self._clock,
-            trust,
-            settings,
-            self.name,
-            lambda: self._claimer.tokens,
+            self._store, self._clock, trust, settings, self.name, lambda: self._claimer.tokens, self._fleet.seen,
             self._waker.offer_back,
-        )
+        )  # fmt: skip
         self._stream = Stream(
-            self._store.jobs, self.kinds, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
-            self._waker.restart_all,
+            self._store.jobs, self._fleet.heard, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
+            self._opened, self._fleet.refiltered,
         )  # fmt: skip
         self._finisher.done = self._settled
+        self._claimer.sift = self._fleet.sift
+        self._fleet.join(self._stream, self._waker, self._sweeper)
 
     async def _greet(self) -> None:
         """Ask the server who it is; learn its clock."""
@@ -219,9 +229,7 @@ class Runner:
                 await self._store.learn(self._clock)  # pays for connecting
                 hello = await self._store.learn(self._clock)
         except PyMongoError as error:
-            short = str(error).partition(", Timeout:")[
-                0
-            ]  # what follows is the driver's whole view of the servers
+            short, _, _ = str(error).partition(", Timeout:")  # what follows is the driver's whole view
             raise ConnectError(
                 f"no MongoDB server answers for {self._source.namespace} ({type(error).__name__}: {short[:300]}): "
                 "check that it runs and that the URI names it"
@@ -237,15 +245,11 @@ class Runner:
         beat = self._beat
         with anyio.move_on_after(self.settings.lease):
             await self._registered.wait()
-        if beat is None or not self._registered.is_set():
-            error = beat.last_error if beat is not None else None
+        if self._error is not None or beat is None or not self._registered.is_set():
+            error = self._error or (None if beat is None else beat.last_error)
             raise ConnectError(
                 f"the runner could not register in {self._source.namespace}: {error}"
             ) from error
-        if self._error is not None:
-            raise ConnectError(
-                f"the runner could not register in {self._source.namespace}: {self._error}"
-            ) from self._error
 
     async def _open_stream(self) -> None:
         await self._stream.first()
@@ -271,9 +275,12 @@ class Runner:
             roles.start_soon(self._sweeper.run)
             roles.start_soon(self._fallback)
             roles.start_soon(self._watch_trust)
+            roles.start_soon(self._fleet.run)
+            roles.start_soon(self._fleet.follow)
             if self.settings.poll is None:
                 roles.start_soon(self._stream.watch)
             await self._stopper.asked.wait()
+            self._vouching.now()  # so that others take its slots
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
             roles.cancel_scope.cancel()
         if self._error is not None:
@@ -334,8 +341,12 @@ class Runner:
         """After a fresh registration: filter by the new owner, and look whether the indexes are still there."""
         if self.settings.poll is None:
             await self._stream.reopen()
-        with suppress(PyMongoError):
-            await self._check_indexes()
+        await self._check_indexes()
+
+    def _opened(self) -> None:
+        """The stream is open, and whatever may have been said meanwhile was not heard."""
+        self._waker.restart_all()
+        self._sweeper.wake()
 
     def _changed(self, change: dict[str, Any]) -> None:
         """An event of the stream."""
@@ -344,14 +355,15 @@ class Runner:
         if id_ == record_id(self.owner):
             if change["operationType"] != "insert":
                 self._vouching.now()
-        elif change.get("control") == "runner":
-            self._sweeper.wake()
+        elif str(id_).startswith(record_id("")):
+            self._fleet.changed()
         else:
             self._waker.change(id_, change)
 
     def _settled(self, held: Held, status: Status, after_ms: int | None) -> None:
         """An outcome is settled: the slot is free, and a job put back is offered again."""
         self._claimer.settled(held)
+        self._fleet.freed(held.job.kind)
         if status in RUNNABLE and not self._stopper.asked.is_set():
             self._waker.own(held.job, status, after_ms)
 
@@ -387,10 +399,3 @@ class Runner:
         await clients.close(self._client, min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED)))
         took = (boot() - (stopper.asked_at or began)) * 1000
         events.emit("runner.stopped", **self._who, held=len(stopper.stuck), took_ms=took)
-
-
-def _one(error: BaseException) -> BaseException:
-    """The first error of a group: a caller wants to catch ConnectError, not an ExceptionGroup."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return error  # pyright: ignore[reportUnknownVariableType]
