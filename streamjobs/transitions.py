@@ -104,6 +104,7 @@ def claim(
                 "$set": {
                     "status": {"$cond": [mine, literal(int(Status.WORKING)), "$status"]},
                     "wake": {"$cond": [mine, "$$REMOVE", "$wake"]},
+                    "passed": {"$cond": [mine, "$$REMOVE", "$passed"]},
                 }
             },
         ],
@@ -205,6 +206,17 @@ def retry(id_: Any, by: str, nonce: int, *, force: bool = False) -> Change:
         _wake_stage("$kind", by, nonce),
         {"$unset": "cancel"},
     ]
+
+
+def pass_on(id_: Any, by: str, to: str, nonce: int) -> Change:
+    """[new, waiting: no arrow] Tell one runner of a job that its holder has no slot for; once until it is claimed.
+
+    A field of its own: a part of ``wake`` that changes would be logged as that part, which no filter can match.
+    """
+    told: dict[str, Any] = {"kind": "$kind", "by": literal(by), "to": literal(to), "n": literal(nonce)}
+    told |= {"status": "$status", "runat": "$runat", "created": "$created"}
+    guard: Filter = {"_id": id_, "status": {"$in": [int(status) for status in RUNNABLE]}, "passed": None}
+    return guard, [{"$set": {"passed": told}}]
 
 
 def overflow(claim: Claim) -> Change:

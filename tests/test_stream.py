@@ -217,7 +217,9 @@ async def test_the_filter_drops_what_does_not_concern_this_runner(queue, raw, cl
     """Claims, beats, finishes, other kinds, deletes and the runner's own put-backs never leave the server."""
     database, _, name = namespace.partition(".")
     told = []
-    async with await client[database][name].watch(pipeline(["mail"], "me"), max_await_time_ms=300) as stream:
+    async with await client[database][name].watch(
+        pipeline({"mail": None}, "me"), max_await_time_ms=300
+    ) as stream:
         one = document()
         raw.insert_one({**one, "kind": "other"})
         raw.update_one({"_id": one["_id"]}, {"$set": {"status": 2, "lease": {"owner": "x"}}})

@@ -161,7 +161,7 @@ def _try_write(subject: Subject, write: Callable[[ClientSession], Any]) -> None:
 
 def _watch(subject: Subject, probe: str) -> CollectionChangeStream[dict[str, Any]]:
     """The stream that a runner opens, which also tells of the probe."""
-    stages = pipeline([probe], probe)
+    stages = pipeline({probe: None}, probe)
     stages[0]["$match"]["$or"].append({"documentKey._id": probe})
     jobs = subject.jobs.with_options(read_concern=ReadConcern("majority"))
     return jobs.watch(stages, max_await_time_ms=1_000)

@@ -251,6 +251,14 @@ class Backlog:
         heaps = [one.heap for ranges in self._ranges.values() for one in ranges if one.heap]
         return [entry[1] for heap in heaps for entry in heap[: -(-count // len(heaps))]]
 
+    def holds(self, candidate: Candidate) -> bool:
+        """Whether a candidate waits here to be claimed."""
+        return any(candidate.name in one.ids for one in self._ranges.get(candidate.kind, ()))
+
+    def knows(self, kind: str) -> bool:
+        """Whether there is something of a kind to claim, or to read."""
+        return any(one.heap or one.more for one in self._ranges.get(kind, ()))
+
     def drop(self, names: set[Any]) -> None:
         """Forget candidates that are no longer to be had."""
         for ranges in self._ranges.values():

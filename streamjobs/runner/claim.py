@@ -75,6 +75,7 @@ class Claimer:
         self._cautious = 0  # claims to make one by one, after one that the server refused
         self._spread = 1
         self._stopping = False
+        self.sift: Callable[[Sequence[Candidate]], Sequence[Candidate]] = lambda found: found
         self.ended = asyncio.Event()  # not running
         self.ended.set()
         self.held: dict[tuple[str, Any], Held] = {}
@@ -173,7 +174,7 @@ class Claimer:
             rows, full = await self._store.page(home, until)
         finally:
             home.reading = False
-        good = self._candidates(rows, "read")
+        good = self.sift(self._candidates(rows, "read"))
         last = _last(rows, home)
         self._backlog.page(home, good, full and last is not None, self._clock.now_ms(), last)
 
@@ -244,7 +245,7 @@ class Claimer:
                 self._backlog.again(one, max(one.runat, round(now)))
 
     def _take(
-        self, documents: Sequence[RawBSONDocument], wanted: Sequence[Candidate], owner: str, token: str
+        self, documents: Sequence[Mapping[str, Any]], wanted: Sequence[Candidate], owner: str, token: str
     ) -> int:
         """Begin what was claimed; how many."""
         known = {one.name: one for one in wanted}
@@ -263,11 +264,11 @@ class Claimer:
         return len(taken)
 
     def _hold(
-        self, document: RawBSONDocument, known: Mapping[Any, Candidate], owner: str, token: str
+        self, document: Mapping[str, Any], known: Mapping[Any, Candidate], owner: str, token: str
     ) -> tuple[Held | None, Ended | None]:
         now, problem = boot(), None
         try:
-            fields: Mapping[str, Any] = decode(document.raw)
+            fields = decode(document.raw) if isinstance(document, RawBSONDocument) else document
             job = Job.from_document(fields)
         except (BSONError, ValueError, OverflowError, UnreadableJob) as error:
             fields = document

@@ -66,6 +66,12 @@ def fence() -> Pipeline:
     return [{"$set": {"fenced": {"$cond": [over, "$$NOW", "$fenced"]}}}]
 
 
+def _told(state: tuple[int, str | None]) -> dict[str, Any]:
+    """What a record says of its runner at the moment: free slots, and why it does not listen."""
+    free, away = state
+    return {"free": literal(max(0, free)), "away": "$$REMOVE" if away is None else literal(away)}
+
+
 class Trust:
     """What this runner may believe of its own lease. Read from the loop and from handlers' threads."""
 
@@ -109,6 +115,7 @@ class Beat(threading.Thread):
     Args:
         tell: called in this thread with "registered", "late", "lost" or "renewed".
         turns: whether the event loop turns; looked at between renewals.
+        state: gives in this thread how many slots are free and why the runner does not listen, None if it does.
         health: a file that is touched at each renewal while it does, for probes.
 
     """
@@ -121,6 +128,7 @@ class Beat(threading.Thread):
         settings: Settings,
         tell: Callable[[str], None],
         turns: Turns,
+        state: Callable[[], tuple[int, str | None]],
         health: str | None = None,
     ) -> None:
         super().__init__(name=f"streamjobs beat {name}", daemon=True)
@@ -130,6 +138,8 @@ class Beat(threading.Thread):
         self._kinds = list(kinds)
         self._settings = settings
         self._tell = tell
+        self._state = state
+        self._written: tuple[int, str | None] | None = None  # what the record says of it
         self._health = None if health is None else Path(health)
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending = fresh_owner()
@@ -241,12 +251,19 @@ class Beat(threading.Thread):
         }
         fields: dict[str, Any] = {key: literal(value) for key, value in about.items()}
         fields |= {"control": literal(CONTROL), "started": "$$NOW", "ends": in_ms(self._lease_ms)}
+        state = self._state()
+        fields |= _told(state)
         self._jobs.update_one({"_id": record_id(owner)}, [{"$set": fields}], upsert=True)
+        self._written = state
         return True
 
     def _extend(self, owner: str) -> bool:
         guard = {"_id": record_id(owner), "control": CONTROL, "fenced": None}
-        return bool(self._jobs.update_one(guard, [{"$set": {"ends": in_ms(self._lease_ms)}}]).matched_count)
+        state = self._state()
+        fields = {"ends": in_ms(self._lease_ms)} | ({} if state == self._written else _told(state))
+        there = bool(self._jobs.update_one(guard, [{"$set": fields}]).matched_count)
+        self._written = state
+        return there
 
     @property
     def _lease_ms(self) -> int:

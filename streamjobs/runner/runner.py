@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from streamjobs import clients, events, local
 from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import ConfigError, ConnectError
+from streamjobs.errors import ConfigError, ConnectError, first
 from streamjobs.handler import Handler
 from streamjobs.indexes import missing
 from streamjobs.job import RUNNABLE, Status, check_name
@@ -25,10 +25,12 @@ from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
+from streamjobs.runner.fleet import Fleet
 from streamjobs.runner.greet import greet, no_stream
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
 from streamjobs.runner.outage import Outage
+from streamjobs.runner.slots import Member
 from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
@@ -58,13 +60,9 @@ class Runner:
     """
 
     def __init__(
-        self,
-        name: str,
-        source: Source,
-        handlers: Mapping[str, Handler],
-        settings: Settings,
+        self, name: str, source: Source, handlers: Mapping[str, Handler], settings: Settings,
         health: str | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.name = check_name("name", name)
         self.settings = settings
         self.health = health
@@ -126,8 +124,8 @@ class Runner:
         except BaseException as error:
             if isinstance(error, Exception):
                 self._stopper.ask("an error", at_once=True)
-                events.emit("runner.failed", **self._who, **events.about(_one(error)))
-                raise _one(error) from None
+                events.emit("runner.failed", **self._who, **events.about(first(error)))
+                raise first(error) from None
             self._stopper.ask("cancelled", at_once=True)
             raise
         finally:
@@ -173,12 +171,18 @@ class Runner:
                 loop.call_soon_threadsafe(self._told, what)
 
         turns = Turns(settings, lambda: self._who, self.on_stuck)
-        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, turns, self.health)
+
+        def state() -> tuple[int, str | None]:
+            return self._fleet.condition(self._stopper.asked.is_set())
+
+        self._beat = Beat(self._source, self.name, self.kinds, settings, tell, turns, state, self.health)
         self._make_roles(self._beat, turns)
         self._beat.start()
         await self._first_beat()
         await self._check_indexes()
         if settings.poll is None:
+            with suppress(PyMongoError), pymongo.timeout(clients.COMMAND_TIMEOUT):
+                await self._sweeper.look()  # what to hear of
             await self._open_stream()
         else:
             self._waker.restart_all()
@@ -201,41 +205,39 @@ class Runner:
             self._store, self._backlog, self._clock, trust, self._handlers, settings.concurrency, self.name,
             self._outage, self._executor.room, self._executor.start, self._finisher.put,
         )  # fmt: skip
+        self._fleet = Fleet(
+            self._store, self._backlog, self._clock, trust, settings,
+            self._outage, lambda: Member(trust.owner, frozenset(self.kinds), settings.concurrency),
+            lambda: settings.concurrency - len(self._executor.running), lambda: self._who,
+        )  # fmt: skip
         self._waker = Waker(
-            self._backlog, self._claimer, self._clock, self.kinds, settings.period, lambda: self._who
-        )
+            self._backlog, self._claimer, self._fleet, self._clock, self.kinds, settings.period, lambda: self._who
+        )  # fmt: skip
         self._sweeper = Sweeper(
-            self._store,
-            self._clock,
-            trust,
-            settings,
-            self.name,
-            self._outage,
-            lambda: self._claimer.tokens,
+            self._store, self._clock, trust, settings, self.name, self._outage, lambda: self._claimer.tokens,
+            self._fleet.seen,
             self._waker.offer_back,
-        )
+        )  # fmt: skip
         self._stream = Stream(
-            self._store.jobs, self.kinds, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
-            self._waker.restart_all,
+            self._store.jobs, self._fleet.heard, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
+            self._opened, self._fleet.refiltered,
         )  # fmt: skip
         turns.job_of = self._executor.job_of
         self._executor.freed = self._claimer.wake
         self._finisher.done = self._settled
+        self._claimer.sift = self._fleet.sift
+        self._fleet.join(self._stream, self._waker, self._sweeper)
 
     async def _first_beat(self) -> None:
         """Wait for the record: no claim before it is written by a majority."""
         beat = self._beat
         with anyio.move_on_after(self.settings.lease):
             await self._registered.wait()
-        if beat is None or not self._registered.is_set():
-            error = beat.last_error if beat is not None else None
+        if self._error is not None or beat is None or not self._registered.is_set():
+            error = self._error or (None if beat is None else beat.last_error)
             raise ConnectError(
                 f"the runner could not register in {self._source.namespace}: {error}"
             ) from error
-        if self._error is not None:
-            raise ConnectError(
-                f"the runner could not register in {self._source.namespace}: {self._error}"
-            ) from self._error
 
     async def _open_stream(self) -> None:
         await self._stream.first()
@@ -253,17 +255,27 @@ class Runner:
     async def _serve(self) -> None:
         """All roles, until stop; then drain."""
         async with anyio.create_task_group() as roles:
-            roles.start_soon(self._claimer.run)
-            roles.start_soon(self._sweeper.run)
-            roles.start_soon(self._fallback)
-            roles.start_soon(self._watch_trust)
-            if self.settings.poll is None:
-                roles.start_soon(self._stream.watch)
+            for role in (
+                self._claimer.run, self._sweeper.run, self._fallback, self._watch_trust, self._fleet.run,
+                self._fleet.follow, *([self._stream.watch] if self.settings.poll is None else []),
+            ):  # fmt: skip
+                roles.start_soon(self._role, role)
             await self._stopper.asked.wait()
+            self._vouching.now()  # so that others take its slots
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
             roles.cancel_scope.cancel()
         if self._error is not None:
             raise self._error
+
+    async def _role(self, role: Callable[[], Awaitable[None]]) -> None:
+        """Run a role; an error of it ends the runner, but not its stopping."""
+        try:
+            await role()
+        except Exception as error:
+            if not self._stopper.drained:
+                raise
+            # what the driver may make of a cancellation: its locks raise RuntimeError where a second one strikes
+            events.emit("runner.failed", **self._who, **events.about(error))
 
     async def _fallback(self) -> None:
         """Each period: the server's clock, the records, and (spread) each kind from its beginning."""
@@ -326,6 +338,11 @@ class Runner:
             await self._stream.reopen()
         await self._check_indexes()
 
+    def _opened(self) -> None:
+        """The stream is open, and whatever may have been said meanwhile was not heard."""
+        self._waker.restart_all()
+        self._sweeper.wake()
+
     def _changed(self, change: dict[str, Any]) -> None:
         """An event of the stream."""
         key: dict[str, Any] = change.get("documentKey") or {}
@@ -333,14 +350,15 @@ class Runner:
         if id_ == record_id(self.owner):
             if change["operationType"] != "insert":
                 self._vouching.now()
-        elif change.get("control") == "runner":
-            self._sweeper.wake()
+        elif str(id_).startswith(record_id("")):
+            self._fleet.changed()
         else:
             self._waker.change(id_, change)
 
     def _settled(self, held: Held, status: Status, after_ms: int | None) -> None:
         """An outcome is settled: the slot is free, and a job put back is offered again."""
         self._claimer.settled(held)
+        self._fleet.freed(held.job.kind)
         if status in RUNNABLE and not self._stopper.asked.is_set():
             self._waker.own(held.job, status, after_ms)
 
@@ -373,13 +391,8 @@ class Runner:
                 await stopper.step(
                     asyncio.to_thread(self._beat.join, stopper.left(CLOSED)), CLOSED, self._who
                 )
-        await clients.close(self._client, min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED)))
+        # bounded twice: the driver's own bound does not hold where it waits for one of its locks
+        limit = min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED))
+        await stopper.step(clients.close(self._client, limit), CLOSED, self._who)
         took = (boot() - (stopper.asked_at or began)) * 1000
         events.emit("runner.stopped", **self._who, held=len(stopper.stuck), took_ms=took)
-
-
-def _one(error: BaseException) -> BaseException:
-    """The first error of a group: a caller wants to catch ConnectError, not an ExceptionGroup."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return error  # pyright: ignore[reportUnknownVariableType]

@@ -44,11 +44,15 @@ class Store:
 
     async def claim(
         self, ids: Sequence[Any], kinds: Collection[str], owner: str, token: str, *, ahead: bool
-    ) -> list[RawBSONDocument]:
+    ) -> Sequence[Mapping[str, Any]]:
         """Claim jobs and read what was claimed, perhaps with some that were not: look at the token."""
         guard, update = transitions.claim(ids, kinds, owner, token, ahead=ahead)
         if len(ids) == 1:
-            one = await self._raw.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
+            # not raw: the driver adds labels to a reply that has an error, which raw bytes do not let it
+            try:
+                one = await self.jobs.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
+            except BSONError:
+                return await self.claimed(ids, token)  # it was claimed, and can't be decoded
             return [] if one is None else [one]
         result = await self.jobs.update_many(guard, update)
         return await self.claimed(ids, token) if result.matched_count else []

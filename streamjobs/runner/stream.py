@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
@@ -19,6 +20,7 @@ from streamjobs.clients import close as close_bounded
 from streamjobs.clock import boot
 from streamjobs.job import MS_CODEC, RUNNABLE
 from streamjobs.runner.lease import record_id
+from streamjobs.runner.slots import digits, expression, groups
 from streamjobs.runner.tasks import end_task
 
 #: Errors after which the token is useless: history lost, invalidated, a resume that can't be, an event too large.
@@ -32,42 +34,69 @@ _DEAD = 30.0  # seconds of failed reopening after which the stream counts as deg
 _TIMES = 4  # failures that the server itself answered after which it does
 
 
-def pipeline(kinds: Sequence[str], owner: str) -> list[dict[str, Any]]:
+#: What is heard of each kind: its slots, or None for all.
+Heard = Mapping[str, frozenset[int] | None]
+
+
+def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
     """The server's part of waking: wakes for these kinds, messages to this owner, and nothing of the payload."""
+    kinds = list(heard)
     change = "updateDescription.updatedFields"
     written = {"operationType": {"$in": ["insert", "replace"]}}
     mine = record_id(owner)
+    others = {"$regex": f"^{re.escape(record_id(''))}", "$ne": mine}
     update = {"operationType": "update"}
     told = [
-        {**written, "fullDocument.kind": {"$in": list(kinds)}, "fullDocument.status": {"$nin": [2, 4, 5, 6]},
-         "fullDocument.wake.by": {"$ne": owner}},
-        {**update, f"{change}.wake.kind": {"$in": list(kinds)}, f"{change}.wake.by": {"$ne": owner}},
+        {**written, "fullDocument.kind": {"$in": kinds}, "fullDocument.status": {"$nin": [2, 4, 5, 6]},
+         "fullDocument.wake.by": {"$ne": owner}, "fullDocument.passed.to": {"$in": [None, owner]}},
+        {**update, f"{change}.wake.kind": {"$in": kinds}, f"{change}.wake.by": {"$ne": owner}},
+        {**update, f"{change}.passed.to": owner},
         # an update that makes a job claimable without a whole wake: somebody's hand, another version
         {**update, f"{change}.status": {"$in": _RUNNABLE}, f"{change}.wake.kind": {"$exists": False}},
         {"operationType": "insert", "fullDocument.control": "runner"},
+        {**update, "documentKey._id": others, f"{change}.away": {"$exists": True}},
+        {"operationType": "replace", "documentKey._id": others, "fullDocument.away": {"$exists": True}},
         {**update, "documentKey._id": mine, f"{change}.fenced": {"$exists": True}},
         {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
         {"operationType": "delete", "documentKey._id": mine},
         {"operationType": {"$in": _ENDS}},
     ]  # fmt: skip
     full = "$fullDocument"
-    return [
-        {"$match": {"$or": told}},
-        {
-            "$project": {
-                "operationType": 1,
-                "documentKey": 1,
-                "kind": f"{full}.kind",
-                "status": {"$ifNull": [f"{full}.status", f"${change}.status"]},
-                "runat": f"{full}.runat",
-                "created": f"{full}.created",
-                "retries": f"{full}.retries",
-                "control": f"{full}.control",
-                "data": {"$type": f"{full}.data"},
-                "wake": f"${change}.wake",
-            }
-        },
+    fields = {
+        "operationType": 1,
+        "documentKey": 1,
+        "kind": f"{full}.kind",
+        "status": {"$ifNull": [f"{full}.status", f"${change}.status"]},
+        "runat": f"{full}.runat",
+        "created": f"{full}.created",
+        "retries": f"{full}.retries",
+        "control": f"{full}.control",
+        "data": {"$type": f"{full}.data"},
+        "wake": f"${change}.wake",
+        "passed": {"$ifNull": [f"{full}.passed", f"${change}.passed"]},
+    }
+    told_of: list[dict[str, Any]] = [{"$match": {"$or": told}}, {"$project": fields}]
+    if any(slots is not None for slots in heard.values()):
+        fields["slot"] = expression("$documentKey._id")
+        told_of.append({"$match": {"$or": _in_slots(heard, owner)}})
+    return told_of
+
+
+def _in_slots(heard: Heard, owner: str) -> list[dict[str, Any]]:
+    """What of it is to be heard: jobs by their slots, messages always."""
+    out: list[dict[str, Any]] = [
+        {"passed.to": owner},
+        {"documentKey._id": {"$regex": f"^{re.escape(record_id(''))}"}},
+        {"operationType": {"$in": _ENDS}},
     ]
+    for kinds, slots in groups(heard):
+        where = {} if slots is None else {"slot": {"$in": slots}}
+        out += [{"kind": {"$in": kinds}, **where}, {"wake.kind": {"$in": kinds}, **where}]
+    some = [slots for slots in heard.values() if slots is not None]
+    hand: dict[str, Any] = {"operationType": "update", "wake.kind": {"$exists": False}}
+    if len(some) == len(heard):  # an update by hand names no kind
+        hand["slot"] = {"$in": digits(frozenset[int]().union(*some))}
+    return [*out, hand]
 
 
 class Stream:
@@ -75,29 +104,33 @@ class Stream:
 
     Args:
         collection: of a client whose ``timeoutMS`` exceeds the wait.
-        kinds: the kinds served.
+        heard: gives the kinds served, and what is to be heard of each.
         owner: gives this runner's present owner id.
         runner: its name, for events.
         wait: longest wait of one read, in seconds.
         change: called with each event.
         opened: called when everything has to be read, because events may have been missed.
+        refiltered: called when it was opened again on purpose and no event was missed by what it heard before.
 
     """
 
     def __init__(
-        self, collection: Any, kinds: Sequence[str], owner: Callable[[], str], runner: str, wait: float,
-        change: Callable[[dict[str, Any]], None], opened: Callable[[], None],
+        self, collection: Any, heard: Callable[[], Heard], owner: Callable[[], str], runner: str, wait: float,
+        change: Callable[[dict[str, Any]], None], opened: Callable[[], None], refiltered: Callable[[], None],
     ) -> None:  # fmt: skip
         # a stream tells of what a majority has, and servers refuse any other read concern for it
         self._collection = collection.with_options(
             codec_options=MS_CODEC, read_concern=ReadConcern("majority")
         )
-        self._kinds = list(kinds)
+        self._heard = heard
         self._owner = owner
         self._runner = runner
         self._wait = wait
         self._change = change
         self._opened = opened
+        self._refiltered = refiltered
+        self._reopening = asyncio.Lock()
+        self._quietly = False
         self._token: Any = None
         self._reader: asyncio.Task[None] | None = None
         self._changed = asyncio.Event()
@@ -130,10 +163,12 @@ class Stream:
                 if self._reader is not None and self._reader.done():
                     self._start()
 
-    async def reopen(self) -> None:
-        """Open again with a new filter, missing nothing: the owner has changed."""
-        await self._end()
-        self._start()
+    async def reopen(self, *, quietly: bool = False) -> None:
+        """Open again with a new filter, missing nothing: the owner has changed, or what is heard (quietly)."""
+        async with self._reopening:
+            await self._end()
+            self._quietly = quietly and self.state == "live"
+            self._start()
 
     async def close(self) -> None:
         """Stop reading and free the server's cursor."""
@@ -162,7 +197,7 @@ class Stream:
         while (
             not self._ending
         ):  # looked at too, since the driver may turn a cancellation into an error of its own
-            if self.state not in ("degraded", "refused"):
+            if self.state not in ("degraded", "refused") and not self._quietly:
                 self._say("connecting", "opening the stream")
             try:
                 await self._once()
@@ -173,7 +208,7 @@ class Stream:
     async def _once(self) -> None:
         resumed = self._token is not None
         stream = await self._collection.watch(
-            pipeline(self._kinds, self._owner()),
+            pipeline(self._heard(), self._owner()),
             max_await_time_ms=int(self._wait * 1000),
             resume_after=self._token,
             comment=f"streamjobs {self._runner}",
@@ -203,7 +238,8 @@ class Stream:
         self._failing_since, self._failures, self._backoff, self.error = None, 0, 0.05, None
         self.last_return = boot()
         self._say("live", "resumed" if resumed else "opened")
-        self._opened()
+        quietly, self._quietly = self._quietly and resumed, False
+        (self._refiltered if quietly else self._opened)()
 
     def _gap(self, reason: str, code: int | None) -> None:
         self._token = None
@@ -212,6 +248,7 @@ class Stream:
     async def _failed(self, error: Exception) -> None:
         """Decide what an error means, and wait as long as it deserves."""
         now = boot()
+        self._quietly = False
         self.error = error
         self._failing_since = self._failing_since or now
         self._failures += 1

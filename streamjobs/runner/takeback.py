@@ -37,13 +37,15 @@ class Sweeper:
 
     Args:
         known: the tokens that this runner holds or may hold.
+        seen: called with the records, each time that they were read.
         offer: called with the jobs that were put back.
 
     """
 
     def __init__(
         self, store: Store, clock: ServerClock, trust: Trust, settings: Settings, runner: str,
-        outage: Outage, known: Callable[[], set[str]], offer: Callable[[Sequence[Job]], None],
+        outage: Outage, known: Callable[[], set[str]], seen: Callable[[Sequence[dict[str, Any]]], None],
+        offer: Callable[[Sequence[Job]], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
@@ -52,6 +54,7 @@ class Sweeper:
         self._runner = runner
         self._outage = outage
         self._known = known
+        self._seen = seen
         self._offer = offer
         self._wake = asyncio.Event()
         self._full = True
@@ -81,12 +84,18 @@ class Sweeper:
             finally:
                 timer.cancel()
 
+    async def look(self) -> list[dict[str, Any]]:
+        """Read the records."""
+        records = await self._store.records()
+        self._seen(records)
+        return records
+
     async def sweep(self) -> float:
         """One look at the records; seconds until the next is needed."""
         if not self._trust.holds():
             return _SOON
         full = self._full
-        records = await self._store.records()
+        records = await self.look()
         there = {owner_of(str(record["_id"])) for record in records}
         self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
         now = self._clock.now_ms()

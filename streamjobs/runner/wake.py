@@ -12,18 +12,20 @@ from streamjobs.clock import ServerClock, boot
 from streamjobs.job import RUNNABLE, Job, date_ms, problem_of
 from streamjobs.runner.backlog import Backlog, Candidate
 from streamjobs.runner.claim import Claimer
+from streamjobs.runner.fleet import Fleet
 from streamjobs.runner.store import candidate_of
 
 
 class Waker:
-    """Turns tidings into candidates and wakes the claim loop."""
+    """Turns tidings into candidates and wakes the claim loop; what is for others first, the fleet watches."""
 
     def __init__(
-        self, backlog: Backlog, claimer: Claimer, clock: ServerClock, kinds: Sequence[str], period: float,
-        who: Callable[[], dict[str, str]],
+        self, backlog: Backlog, claimer: Claimer, fleet: Fleet, clock: ServerClock, kinds: Sequence[str],
+        period: float, who: Callable[[], dict[str, str]],
     ) -> None:  # fmt: skip
         self._backlog = backlog
         self._claimer = claimer
+        self._fleet = fleet
         self._clock = clock
         self._kinds = list(kinds)
         self._period = period
@@ -43,21 +45,24 @@ class Waker:
     def offer_back(self, jobs: Sequence[Job]) -> None:
         """These jobs were put back by this runner: the server hides its own wakes from it."""
         for job in jobs:
-            if job.kind in self._read:
+            lag = self._fleet.lag(job.kind, job.id)
+            if job.kind in self._read and not lag:
                 self._claimer.look_up(job.id)
+            elif job.kind in self._read:
+                self._fleet.watch(job.id, lag)
 
     def own(self, job: Job, status: int, after_ms: int | None) -> None:
         """This runner put a job back, due so many milliseconds from now, or as it was."""
         runat = date_ms(job.runat) if after_ms is None else round(self._clock.now_ms()) + after_ms
         if runat is not None:
             left = job.retries - 1  # at least
-            self._offer(Candidate(job.id, job.kind, int(status), runat, job.created, boot(), "timer", left))
+            self._take(Candidate(job.id, job.kind, int(status), runat, job.created, boot(), "timer", left))
 
     def change(self, id_: Any, change: dict[str, Any]) -> None:
         """An event of the stream about a job."""
-        told: Any = change.get("wake")
-        wake: Any = told if isinstance(told, dict) else {}  # pyright: ignore[reportUnknownVariableType]
-        status = change.get("status")
+        wake, passed = _document(change.get("wake")), _document(change.get("passed"))
+        wake = passed or wake
+        status = wake.get("status") if change.get("status") is None else change["status"]
         if "kind" in wake and status is not None:
             row = {
                 "_id": id_,
@@ -80,8 +85,11 @@ class Waker:
         candidate = candidate_of(row, "stream")
         if candidate is None:
             self._claimer.look_up(id_)
+        elif candidate.status in RUNNABLE and passed:
+            self.offer(candidate)
+            self._fleet.passed(candidate.kind)
         elif candidate.status in RUNNABLE:
-            self._offer(candidate, fresh=change["operationType"] == "insert")
+            self._take(candidate, fresh=change["operationType"] == "insert")
 
     def restart_all(self) -> None:
         """Read everything: events may have been missed."""
@@ -90,6 +98,13 @@ class Waker:
             self._backlog.restart(kind)
             self._read[kind] = now
         self._claimer.wake()
+
+    def restart(self, kind: str) -> None:
+        """Read what is due of a kind."""
+        if kind in self._read:
+            self._read[kind] = boot()
+            self._backlog.restart(kind)
+            self._claimer.wake()
 
     def restart_next(self) -> None:
         """Read one more kind from its beginning, unless it was read a moment ago."""
@@ -104,18 +119,33 @@ class Waker:
     def _offer_jobs(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             runat = date_ms(job.runat)
-            if runat is not None and job.kind in self._read:
-                self._offer(
-                    Candidate(
-                        job.id, job.kind, int(job.status), runat, job.created, boot(), "put", job.retries
-                    ),
-                    fresh=True,
-                )
+            if runat is None or job.kind not in self._read:
+                continue
+            status, made, seen = int(job.status), job.created, boot()
+            one = Candidate(job.id, job.kind, status, runat, made, seen, "put", job.retries)
+            if not self._fleet.lag(job.kind, job.id):
+                self._take(one, fresh=True)
+            elif self._fleet.deaf:
+                self.offer(one, fresh=True)
 
-    def _offer(self, candidate: Candidate, *, fresh: bool = False) -> None:
+    def _take(self, candidate: Candidate, *, fresh: bool = False) -> None:
+        """Something may be claimed: now by whoever holds its slot, in a while by others."""
+        lag = self._fleet.lag(candidate.kind, candidate.id)
+        if lag:
+            self._fleet.watch(candidate.id, lag, None if candidate.asap else candidate.runat)
+        else:
+            self.offer(candidate, fresh=fresh)
+            self._fleet.holding(candidate)
+
+    def offer(self, candidate: Candidate, *, fresh: bool = False) -> None:
+        """Take a candidate in, and try to claim it."""
         if self._backlog.offer(candidate, self._clock.now_ms(), fresh=fresh):
             if events.wanted("debug"):
                 events.emit(
                     "job.woken", job=candidate.id, kind=candidate.kind, source=candidate.source, **self._who()
                 )
             self._claimer.wake()
+
+
+def _document(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}  # pyright: ignore[reportUnknownVariableType]

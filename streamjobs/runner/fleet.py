@@ -1,0 +1,397 @@
+"""The fleet: which runners there are, what this one is to notice of their jobs, and what goes to another.
+
+A runner acts at once on what it holds, looks after what it watches, and leaves the rest to others for a moment. It
+goes on listening to a slot that it has lost until everybody must know, so that no slot is nobody's meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import secrets
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import UpdateOne
+from pymongo.errors import PyMongoError
+
+from streamjobs import events, transitions
+from streamjobs.clients import COMMAND_TIMEOUT
+from streamjobs.clock import ServerClock, boot
+from streamjobs.job import RUNNABLE, date_ms, id_key
+from streamjobs.runner.backlog import LIMIT, Backlog, Candidate
+from streamjobs.runner.lease import Trust, owner_of
+from streamjobs.runner.outage import Outage
+from streamjobs.runner.slots import ALL, Member, Share, groups, shares, slot_of
+from streamjobs.runner.store import Store, candidate_of
+from streamjobs.settings import Settings
+
+#: Seconds after a job was due until its slot's watcher looks whether the holder has claimed it.
+WATCH = 0.05
+#: The same for a runner that read of it, or put it back, and whose slot it is not.
+ASIDE = 0.25
+#: Seconds that a full holder waits for a slot before it passes a job on.
+PASS = 0.01
+_TOGETHER = 0.025  # looks that are due within this of each other are one read
+_AHEAD = 5.0  # seconds beyond the period for which looks are planned
+_ASK, _ASK_MOST = 0.05, 5.0  # seconds between due queries for want of work: while they find some, and none
+_READ, _READ_MOST = 1.0, 10.0  # seconds between reads of the records while full: somebody is free, and nobody
+_EACH = 0.005  # seconds for each runner over which a fleet spreads its reads of the records
+_MANY = 1_000
+
+
+class Listening(Protocol):
+    """What the fleet asks of the stream."""
+
+    state: str
+
+    async def reopen(self, *, quietly: bool) -> None:
+        """Open it again with what :meth:`Fleet.heard` says."""
+        ...
+
+
+class Taking(Protocol):
+    """What it asks of whoever takes candidates in."""
+
+    def offer(self, candidate: Candidate) -> None:
+        """Try to claim it."""
+        ...
+
+    def restart(self, kind: str) -> None:
+        """Read what is due of a kind."""
+        ...
+
+
+class Reading(Protocol):
+    """What it asks of whoever reads the records."""
+
+    def wake(self) -> None:
+        """Read them now."""
+        ...
+
+
+class Fleet:
+    """Knows the live runners by their records, and so this runner's slots.
+
+    Args:
+        me: this runner as a member.
+        free: how many more jobs it could run now.
+        who: its name and owner, for events.
+
+    """
+
+    def __init__(
+        self, store: Store, backlog: Backlog, clock: ServerClock, trust: Trust, settings: Settings,
+        outage: Outage, me: Callable[[], Member], free: Callable[[], int], who: Callable[[], dict[str, str]],
+    ) -> None:  # fmt: skip
+        self._store = store
+        self._backlog = backlog
+        self._clock = clock
+        self._trust = trust
+        self._horizon = settings.period + _AHEAD
+        self._grace = settings.beat + settings.margin
+        self._listens = settings.poll is None
+        self._outage = outage
+        self._me = me
+        self._free = free
+        self._who = who
+        self._kinds = sorted(me().kinds)
+        self._shares: dict[str, Share] = dict.fromkeys(self._kinds, ALL)
+        self._left: dict[str, dict[int, float]] = {kind: {} for kind in self._kinds}
+        self._size = 1
+        self._known = False
+        self._coming: asyncio.TimerHandle | None = None
+        self._filter: Any = None  # what the stream has been opened with
+        self._gained: set[str] = set()
+        self._shift = asyncio.Event()
+        self._looks: list[tuple[float, int, Any]] = []
+        self._planned: dict[Any, float] = {}
+        self._sequence = itertools.count()
+        self._waiting: deque[tuple[float, Candidate]] = deque()
+        self._room: dict[str, frozenset[str]] = {}  # runners with a free slot, as their records lately said
+        self._stale = 0.0
+        self._reading = (0.0, _READ)  # not before, and the pause after
+        self._asked: dict[str, tuple[float, float]] = {}
+        self._passing: list[tuple[Candidate, str]] = []
+        self._work = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, stream: Listening, waker: Taking, sweeper: Reading) -> None:
+        """Come to know the other roles."""
+        self._stream, self._waker, self._sweeper = stream, waker, sweeper
+
+    @property
+    def deaf(self) -> bool:
+        """Whether there is no live stream."""
+        return not self._listens or self._stream.state != "live"
+
+    def condition(self, stopping: bool) -> tuple[int, str | None]:
+        """What the record says of this runner: free slots, and why it does not listen. In the beat's thread too."""
+        deaf = self._stream.state if self._stream.state in ("degraded", "refused") else None
+        away = "stopping" if stopping else deaf if self._listens else "polling"
+        return 0 if stopping else self._free(), away
+
+    # ---- who there is, and what this runner hears
+
+    def seen(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """The records were read: share the slots out again if the fleet has changed."""
+        if not self._listens:
+            return
+        now, judge = self._clock.now_ms(), self._trust.may_fence()
+        live = [one for one in records if _listens(one, now, judge)]
+        self._room = {
+            one.owner: one.kinds
+            for one, record in ((_member(record), record) for record in live)
+            if _number(record.get("free")) > 0 and one.owner != self._trust.owner
+        }
+        self._stale = boot() + _READ
+        members = [_member(record) for record in live]
+        self._size = max(1, len(members))
+        self._take(shares(self._me(), members))
+        if self._room:
+            self._reading = (self._reading[0], _READ)
+        self._check()
+
+    def heard(self) -> dict[str, frozenset[int] | None]:
+        """The slots that the stream is to tell of, by kind; None for all. What it says is then the filter."""
+        now = boot()
+        out: dict[str, frozenset[int] | None] = {}
+        for kind, share in self._shares.items():
+            left = self._left[kind] = {slot: until for slot, until in self._left[kind].items() if until > now}
+            out[kind] = None if share.heard is None else share.heard | frozenset(left)
+        self._filter = groups(out)
+        return out
+
+    def changed(self) -> None:
+        """A runner came, or said that it goes: have the records read, though not by the whole fleet at once."""
+        if self._coming is None:
+            wait = 0.01 + random.uniform(0, min(_EACH * self._size, self._horizon))  # noqa: S311 - only to spread
+            self._coming = asyncio.get_running_loop().call_later(wait, self._come)
+
+    def _come(self) -> None:
+        self._coming = None
+        self._sweeper.wake()
+
+    def lag(self, kind: str, id_: Any) -> float:
+        """Seconds after it is due that this runner should take a job of a kind: 0 is at once."""
+        share, slot = self._shares.get(kind, ALL), slot_of(id_)
+        if share.holds is None or slot in share.holds:
+            return 0.0
+        return WATCH if slot in share.watches or slot in self._left[kind] else ASIDE
+
+    def shared(self, kind: str) -> bool:
+        """Whether the slots of a kind are shared out, rather than all listening to all."""
+        return self._shares.get(kind, ALL).holds is not None
+
+    def _take(self, new: dict[str, Share]) -> None:
+        """Take a change in: what is lost is heard for a while yet, what is gained is read once it is heard."""
+        old, self._shares = self._shares, new
+        if old == new and self._known:
+            return
+        until = boot() + self._grace
+        for kind, share in new.items():
+            before = old[kind].heard
+            if self._known and share.heard is not None:
+                every = frozenset(range(256)) if before is None else before
+                self._left[kind].update(dict.fromkeys(every - share.heard, until))
+            if before is not None and (share.heard is None or share.heard - before):
+                self._gained.add(kind)
+        if events.wanted("debug"):
+            told = [share for share in new.values() if share.holds is not None]
+            events.emit(
+                "slots.changed", **self._who(), runners=self._size, kinds=[k for k in new if self.shared(k)],
+                holds=len(set[int]().union(*(share.holds or () for share in told))),
+                watches=len(set[int]().union(*(share.watches for share in told))),
+            )  # fmt: skip
+        self._known = True
+        self._shift.set()
+
+    async def follow(self) -> None:
+        """Keep the stream's filter true; runs until cancelled."""
+        while True:
+            ends = [until for left in self._left.values() for until in left.values()]
+            timer = None
+            if ends:
+                wait = max(0.0, max(ends) - boot()) + 0.01
+                timer = asyncio.get_running_loop().call_later(wait, self._shift.set)
+            try:
+                await self._shift.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            self._shift.clear()
+            before = self._filter
+            self.heard()
+            if self._filter != before:
+                await self._stream.reopen(quietly=True)
+
+    def refiltered(self) -> None:
+        """The stream is open with its new filter: read what came to slots while nobody may have heard them."""
+        gained, self._gained = self._gained, set()
+        for kind in gained:
+            self._waker.restart(kind)
+
+    # ---- what others should have taken by now
+
+    def watch(self, id_: Any, lag: float, runat: int | None = None) -> None:
+        """Look in a while whether somebody has taken a job; ``runat`` in ms since 1970 UTC, None for now."""
+        early = 0.0 if runat is None else max(0.0, (runat - self._clock.now_ms()) / 1000)
+        at, name = boot() + early + lag, id_key(id_)
+        if early > self._horizon or len(self._looks) >= LIMIT or self._planned.get(name, at + 1) <= at:
+            return
+        self._planned[name] = at
+        heapq.heappush(self._looks, (at, next(self._sequence), id_))
+        if self._looks[0][2] is id_:
+            self._work.set()
+
+    def sift(self, found: Sequence[Candidate]) -> list[Candidate]:
+        """Of what was read, what this runner should know; what has just fallen due is left to its holder."""
+        now = self._clock.now_ms()
+        out: list[Candidate] = []
+        for one in found:
+            lag = self.lag(one.kind, one.id)
+            if not lag or one.due + lag * 1000 <= now:
+                out.append(one)
+                if lag and one.due + ASIDE * 1000 <= now:
+                    self._asked.pop(
+                        one.kind, None
+                    )  # others leave work: ask for more as soon as there is a slot
+            elif lag < ASIDE or one.runat <= now:
+                self.watch(one.id, lag, min(one.due, round(now)) if one.asap else one.runat)
+        return out
+
+    async def run(self) -> None:
+        """Look and pass on; runs until cancelled."""
+        while True:
+            self._work.clear()
+            try:
+                with pymongo.timeout(COMMAND_TIMEOUT):
+                    await self._pass_on()
+                    await self._look()
+            except (PyMongoError, BSONError) as error:
+                self._outage.failed("fleet", error)
+                await asyncio.sleep(_READ)  # the fallback bounds it
+                continue
+            self._outage.over("fleet")
+            wait = self._looks[0][0] - boot() if self._looks else None
+            timer = None
+            if wait is not None:
+                timer = asyncio.get_running_loop().call_later(max(wait, _TOGETHER), self._work.set)
+            try:
+                await self._work.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def _look(self) -> None:
+        now = boot()
+        ids: list[Any] = []
+        while self._looks and self._looks[0][0] <= now and len(ids) < _MANY:
+            _, _, id_ = heapq.heappop(self._looks)
+            self._planned.pop(id_key(id_), None)
+            ids.append(id_)
+        if not ids or self._free() <= 0:
+            return  # whoever gets a free slot asks what is due
+        for row in await self._store.rows(ids):
+            candidate = candidate_of(row, "look")
+            if candidate is not None and candidate.status in RUNNABLE:
+                self._waker.offer(candidate)
+
+    # ---- what this runner can't take, and what it could take more
+
+    def holding(self, candidate: Candidate) -> None:
+        """This runner holds the slot of a job that is due: pass it on unless it is taken soon."""
+        if (
+            len(self._waiting) < _MANY
+            and self.shared(candidate.kind)
+            and candidate.runat <= self._clock.now_ms()
+        ):
+            self._waiting.append((boot() + PASS, candidate))
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(PASS, self._check)
+
+    def passed(self, kind: str) -> None:
+        """A job was passed to this runner: more may wait where it came from."""
+        self._asked.pop(kind, None)
+        self._want(kind)
+
+    def freed(self, kind: str) -> None:
+        """A job of a kind has ended: look for more if this runner was full and knows of none."""
+        if self.shared(kind) and self._free() <= 1 and not self._backlog.knows(kind):
+            self._want(kind)
+
+    def _want(self, kind: str) -> None:
+        before, pause = self._asked.get(kind, (float("-inf"), _ASK))
+        now = boot()
+        if now - before >= pause:
+            self._asked[kind] = (now, min(2 * pause, _ASK_MOST))
+            self._waker.restart(kind)
+
+    def _check(self) -> None:
+        """Choose runners for what waits, one job each; have the records read if none is known to be free."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = boot()
+        if self._free() > 0:
+            self._waiting.clear()
+        while self._waiting and self._waiting[0][0] <= now:
+            candidate = self._waiting[0][1]
+            if self._backlog.holds(candidate):
+                room = self._room if now < self._stale else {}
+                to = [owner for owner, kinds in room.items() if candidate.kind in kinds]
+                if not to:
+                    self._read_again(now)
+                    return
+                chosen = random.choice(to)  # noqa: S311 - only to spread
+                del self._room[chosen]
+                self._passing.append((candidate, chosen))
+                self._work.set()
+            self._waiting.popleft()
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(PASS, self._check)
+
+    def _read_again(self, now: float) -> None:
+        after, pause = self._reading
+        if now >= after:
+            self._reading = (now + pause, min(2 * pause, _READ_MOST))
+            self._sweeper.wake()
+        self._timer = asyncio.get_running_loop().call_later(max(PASS, self._reading[0] - now), self._check)
+
+    async def _pass_on(self) -> None:
+        passing, self._passing = self._passing, []
+        if not passing:
+            return
+        by = self._trust.owner
+        writes: list[Any] = []
+        for one, to in passing:
+            writes.append(UpdateOne(*transitions.pass_on(one.id, by, to, secrets.randbits(31))))
+        await self._store.jobs.bulk_write(writes, ordered=False)
+        self._backlog.drop({one.name for one, _ in passing})
+        if events.wanted("debug"):
+            for one, to in passing:
+                events.emit("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)
+
+
+def _listens(record: Mapping[str, Any], now_ms: float, judge: bool) -> bool:
+    """Whether a record is that of a live runner that listens."""
+    ends = date_ms(record.get("ends"))
+    if ends is None or record.get("fenced") is not None or record.get("away") is not None:
+        return False
+    return ends > now_ms or not judge
+
+
+def _member(record: Mapping[str, Any]) -> Member:
+    found: Any = record.get("kinds")
+    kinds: Any = found if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType]
+    served = frozenset(str(kind) for kind in kinds)
+    return Member(owner_of(str(record["_id"])), served, max(1, _number(record.get("slots"))))
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
