@@ -9,6 +9,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference, ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import WriteConcernError
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import transitions
@@ -47,7 +48,11 @@ class Store:
         """Claim jobs and read what was claimed, perhaps with some that were not: look at the token."""
         guard, update = transitions.claim(ids, kinds, owner, token)
         if len(ids) == 1:
-            one = await self._raw.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
+            try:
+                one = await self._raw.find_one_and_update(guard, update, return_document=ReturnDocument.AFTER)
+            except AttributeError as error:
+                # the driver (4.20) writes a reply's error labels into its writeConcernError, which a raw one refuses
+                raise WriteConcernError("claimed, but perhaps not by a majority") from error
             return [] if one is None else [one]
         result = await self.jobs.update_many(guard, update)
         return await self.claimed(ids, token) if result.matched_count else []
