@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -196,7 +196,8 @@ async def _serve(runner: Runner) -> None:
 
 def _leave(runner: Runner) -> None:
     if runner.health is not None:
-        Path(runner.health).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(runner.health).unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(1)
