@@ -23,7 +23,7 @@ from pathlib import Path
 from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
-from streamjobs.errors import ConfigError, ConnectError
+from streamjobs.errors import ConfigError, ConnectError, shown
 
 _START = 30.0  # seconds that a server gets to answer
 _STOP = 10.0
@@ -55,7 +55,7 @@ def find(sort: str | None = None) -> Program:
     python = str(beside) if beside.exists() else shutil.which("secantusd-py")
     programs = {"mongod": shutil.which("mongod"), "rust": shutil.which("secantusd-rs"), "python": python}
     if wanted is not None and wanted not in programs:
-        raise ConfigError(f"{CHOICE}={wanted!r}: give one of {', '.join(programs)}")
+        raise ConfigError(f"{CHOICE}={shown(wanted)}: give one of {', '.join(programs)}")
     for name, path in programs.items():
         if path is not None and wanted in (None, name):
             return Program(name, path)

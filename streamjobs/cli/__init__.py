@@ -7,6 +7,7 @@ so on), ``doctor``, ``demo``; ``show`` and ``log`` are how things look.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ _EPILOG = """\
 STREAMJOBS_SERVER (mongod, rust or python) chooses the server that demo and dev start.
 
 """
+_LONG = 300  # characters of a usage error
 _CODES = """\
 [bold]Exit codes:[/bold] 0 done; 1 it failed; 2 wrong usage or settings; 3 no such job; \
 4 the job's status does not allow it; 5 doctor has warnings; 6 a handler blocked the event loop; \
@@ -47,6 +49,24 @@ class _Group(TyperGroup):
         except (StreamJobsError, PyMongoError, BSONError) as error:
             show.error(error)
             raise typer.Exit(exit_code(error)) from None
+        except Exception as error:
+            _without_secrets(error)
+            raise
+
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        """Read the command line."""
+        try:
+            return super().make_context(*args, **named)
+        except Exception as error:
+            _without_secrets(error)
+            raise
+
+
+def _without_secrets(error: Any) -> None:
+    """A usage error repeats what it was given, which may be a URI in the wrong place, or without an end."""
+    if hasattr(error, "format_message") and isinstance(error.message, str):
+        text = re.sub(r"://\S*@", "://***@", error.message)
+        error.message = show.safe(text if len(text) <= _LONG else text[:_LONG] + "...")
 
 
 def exit_code(error: BaseException) -> int:

@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Annotated, Any, cast
 
 import typer
-from bson.errors import BSONError
 from bson.json_util import loads
 
 from streamjobs.cli import place, show
@@ -210,10 +209,10 @@ def parse_data(text: str) -> dict[str, Any]:
     """A job's data from Extended JSON."""
     try:
         value = loads(text, json_options=show.JSON)
-    except (ValueError, TypeError, KeyError, OverflowError, BSONError) as error:
-        raise BadArgument("JSON", text, f"it is no Extended JSON ({error})") from None
     except RecursionError:
         raise BadArgument("JSON", text, "it is nested too deeply") from None
+    except Exception as error:  # noqa: BLE001 - the parser raises whatever the types that it makes do
+        raise BadArgument("JSON", text, f"it is no Extended JSON ({str(error)[:100]})") from None
     if not isinstance(value, Mapping):
         raise BadArgument("JSON", text, 'give an object, as {"image": 7}')
     return dict(cast("Mapping[str, Any]", value))

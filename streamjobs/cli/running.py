@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -260,7 +260,8 @@ async def _serve(runner: Runner) -> None:
 
 def _leave(runner: Runner, code: int = 1) -> None:
     if runner.health is not None:
-        Path(runner.health).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(runner.health).unlink(missing_ok=True)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     os._exit(code)

@@ -181,7 +181,8 @@ class Beat(threading.Thread):
             self._tell("broken")
         finally:
             if self._health is not None:
-                self._health.unlink(missing_ok=True)
+                with suppress(OSError):  # where it could not be made either
+                    self._health.unlink(missing_ok=True)
             if self._client is not None:
                 close_sync(self._client)
 
