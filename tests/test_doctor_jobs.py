@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
-import bson
 import pytest
-from bson import Int64, ObjectId
-from bson.raw_bson import RawBSONDocument
+from bson import Int64
+from bson.errors import InvalidBSON
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
 
 from streamjobs.clients import Source
 from streamjobs.doctor import Finding, Level, examine, finding, jobs
@@ -151,15 +150,23 @@ def test_of_a_large_collection_a_sample_is_looked_at(source, raw, monkeypatch):
     assert 5 <= looked <= 10
 
 
-def test_a_document_whose_bson_can_not_be_decoded_is_told(source, raw):
-    good = bson.encode({**plain(kind="mail"), "_id": ObjectId()})
-    try:
-        raw.insert_one(RawBSONDocument(good.replace(b"mail\0", b"m\xffil\0")))
-    except (PyMongoError, bson.errors.BSONError):
-        pytest.skip("this server refuses a text that is no UTF-8, which mongod stores")
-    stored(raw)
+def test_a_document_whose_bson_can_not_be_decoded_is_told_and_costs_no_other(source, raw, monkeypatch):
+    """Servers refuse such a document where they look; so its decoding is made to fail."""
+    broken = stored(raw, kind="broken")
+    odd = stored(raw, kind=3)
+
+    def decode(one: Any) -> dict[str, Any]:
+        if one.get("kind") == "broken":
+            raise InvalidBSON("not UTF-8")
+        return plainly(one)
+
+    plainly = finding._decode
+    monkeypatch.setattr(finding, "_decode", decode)
     found = see(source)["unreadable"]
-    assert (found.level, "decoded" in found.text) == (Level.WARN, True)
+    assert found.level is Level.WARN
+    assert found.text.startswith("2 in all 2 documents can't be jobs: ")
+    for told in (str(broken), str(odd), "its BSON can't be decoded (1)", "kind is not a text but int (1)"):
+        assert told in found.text
 
 
 @pytest.mark.parametrize(
