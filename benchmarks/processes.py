@@ -56,7 +56,7 @@ async def rate(bench: Bench, processes: int, count: int) -> float:
 
 async def run(bench: Bench) -> list[Row]:
     """Rounds in turn."""
-    count = bench.of(400, 100)
+    count = bench.of(300, 100)
     pairs, one, two = [], [], []
     for number in range(bench.rounds):
         bench.step(f"processes {number + 1}, one")
