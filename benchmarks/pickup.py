@@ -7,13 +7,15 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from pymongo import AsyncMongoClient, MongoClient
+from pymongo import MongoClient
 
 from benchmarks import raw
-from benchmarks.rows import Row, percentile
+from benchmarks.bench import Bench
+from benchmarks.rows import LESS, Row, percentile
 from streamjobs import Queue, clock
 
-ROUNDS, PER_ROUND, WARM = 5, 200, 50
+PER_ROUND, WARM = 200, 50
+PAUSE = 0.002  # seconds in which the finish is written: an idle runner is measured
 
 
 async def producer(uri: str, namespace: str) -> asyncio.subprocess.Process:
@@ -55,18 +57,17 @@ class Samples:
             self._process.stdin.write(b"\n")
             id_, began = (await self._process.stdout.readline()).split()
             out.append(await asyncio.wait_for(self._future(id_.decode()), 10) - float(began))
-            await asyncio.sleep(0.002)  # let the finish be written: an idle runner is measured
+            await asyncio.sleep(PAUSE)
         return out
 
     def _future(self, id_: str) -> asyncio.Future[float]:
         return self._begun.setdefault(id_, asyncio.get_running_loop().create_future())
 
 
-async def measure_raw(uri: str, namespace: str) -> list[float]:
-    database, _, name = namespace.partition(".")
-    client: AsyncMongoClient[Any] = AsyncMongoClient(uri, tz_aware=True, w="majority")
-    jobs = client[database][name]
-    process = await producer(uri, namespace)
+async def measure_raw(bench: Bench) -> list[float]:
+    namespace = bench.fresh()
+    client, jobs = bench.raw(namespace)
+    process = await producer(bench.uri, namespace)
     samples, ready = Samples(process), asyncio.Event()
     await raw.index(jobs)
     claim = await raw.faster_claim(jobs)
@@ -74,7 +75,7 @@ async def measure_raw(uri: str, namespace: str) -> list[float]:
     await ready.wait()
     try:
         await samples.take(WARM)
-        return await samples.take(PER_ROUND)
+        return await samples.take(bench.of(PER_ROUND, 60))
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -84,31 +85,34 @@ async def measure_raw(uri: str, namespace: str) -> list[float]:
         await process.wait()
 
 
-async def measure_ours(uri: str, namespace: str) -> list[float]:
-    process = await producer(uri, namespace)
+async def measure_ours(bench: Bench) -> list[float]:
+    namespace = bench.fresh()
+    process = await producer(bench.uri, namespace)
     samples = Samples(process)
-    async with Queue(uri, namespace) as jobs:
+    async with Queue(bench.uri, namespace) as jobs:
         await jobs.create_indexes()
 
         @jobs.handler("bench")
-        async def bench(job: Any) -> None:
+        async def handler(job: Any) -> None:
             samples.begun(job.id)
 
         try:
             async with jobs.running("bench"):
                 await samples.take(WARM)
-                return await samples.take(PER_ROUND)
+                return await samples.take(bench.of(PER_ROUND, 60))
         finally:
             process.stdin.close()
             await process.wait()
 
 
-async def run(uri: str, fresh: Any) -> list[Row]:
+async def run(bench: Bench) -> list[Row]:
     """Rounds in turn, raw and ours, so that both meet the same noise."""
     theirs, mine = [], []
-    for _ in range(ROUNDS):
-        theirs.append(await measure_raw(uri, fresh()))
-        mine.append(await measure_ours(uri, fresh()))
+    for number in range(bench.rounds):
+        bench.step(f"pickup {number + 1}, raw")
+        theirs.append(await measure_raw(bench))
+        bench.step(f"pickup {number + 1}")
+        mine.append(await measure_ours(bench))
     rows = []
     for name, share in (("pickup_p50", 0.5), ("pickup_p99", 0.99)):
         pairs = [percentile(m, share) / percentile(t, share) for m, t in zip(mine, theirs, strict=True)]
@@ -117,7 +121,7 @@ async def run(uri: str, fresh: Any) -> list[Row]:
             Row.of(
                 name,
                 pairs,
-                "times raw, less is better",
+                f"times raw, {LESS}",
                 f"ours {ms:.2f} ms; insert in another process, claim by id",
             )
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import secrets
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
 
 from bson import Int64, ObjectId
-from pymongo import ReturnDocument
+from pymongo import ReturnDocument, UpdateOne
 
+PAGE, BATCH = 5_000, 200
 ASAP = datetime(1, 1, 1, tzinfo=UTC)
 
 
@@ -87,3 +89,67 @@ async def drain(jobs: Any, claim: Callable[[Any, Any], Any], ids: list[Any], at_
     async with asyncio.TaskGroup() as group:
         for _ in range(at_once):
             group.create_task(one())
+
+
+async def pages(jobs: Any, kind: str = "bench") -> AsyncIterator[list[Any]]:
+    """Ids of what is due, in order, a page at a time: equalities, then one range, under one index."""
+    order = [("created", 1), ("_id", 1)]
+    last = None
+    while True:
+        beyond = {} if last is None else {"created": {"$gte": last}}
+        cursor = jobs.find(
+            {"kind": kind, "status": 1, "runat": ASAP, **beyond}, {"created": 1}, sort=order, limit=PAGE
+        )
+        rows = await cursor.to_list()
+        if not rows:
+            return
+        yield [row["_id"] for row in rows]
+        last = rows[-1]["created"]
+
+
+async def claim_many(jobs: Any, ids: list[Any]) -> list[Any]:
+    """Claim a batch with one token, and read what was got."""
+    token = secrets.token_hex(12)
+    await jobs.update_many({"_id": {"$in": ids}, "status": 1}, {"$set": {"status": 2, "token": token}})
+    return await jobs.find({"_id": {"$in": ids}, "token": token}).to_list()
+
+
+async def finish_many(jobs: Any, documents: list[Any]) -> None:
+    """Tries and statuses as one unordered bulk write, each fenced by its token."""
+    now = datetime.now(UTC)
+    await jobs.bulk_write(
+        [
+            UpdateOne(
+                {"_id": one["_id"], "status": 2, "token": one["token"]},
+                {
+                    "$set": {"status": 4},
+                    "$unset": {"token": ""},
+                    "$push": {"tries": {"runner": "raw", "when": now}},
+                },
+            )
+            for one in documents
+        ],
+        ordered=False,
+    )
+
+
+async def drain_in_batches(jobs: Any, handler: Callable[[Any], Any]) -> int:
+    """The best loop: pages of ids, claims of 200, the handlers, finishes of 200 while the next claim is under way."""
+    done, finishing = 0, None
+    seen: set[Any] = set()
+    async for page in pages(jobs):
+        ids = [id_ for id_ in page if id_ not in seen]
+        seen.update(ids)
+        for begin in range(0, len(ids), BATCH):
+            documents = await claim_many(jobs, ids[begin : begin + BATCH])
+            for one in documents:
+                await handler(one)
+            if finishing is not None:
+                await finishing
+            finishing = asyncio.create_task(finish_many(jobs, documents))
+            done += len(documents)
+        if not ids:
+            break
+    if finishing is not None:
+        await finishing
+    return done

@@ -1,9 +1,14 @@
-"""What a benchmark says: a ratio with its spread."""
+"""What a benchmark says: a ratio with its spread, and how it compares with the recorded one."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+LESS, MORE = "less is better", "more is better"
+TOLERANCE = 1.25
+FIELDS = ("name", "ratio", "low", "high", "unit", "server", "caveat")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +29,20 @@ class Row:
             name, round(percentile(pairs, 0.5), 3), round(min(pairs), 3), round(max(pairs), 3), unit, caveat
         )
 
+    def worse_than(self, recorded: Row) -> str | None:
+        """Why it is a regression: a quarter worse than the worst round that was recorded; None if it is none."""
+        limit = recorded.high * TOLERANCE if LESS in self.unit else recorded.low / TOLERANCE
+        worse = self.ratio > limit if LESS in self.unit else self.ratio < limit
+        judged = LESS in self.unit or MORE in self.unit
+        if not judged or not worse:
+            return None
+        return (
+            f"{self.name}: {self.ratio:.2f} {self.unit}; recorded {recorded.ratio:.2f} "
+            f"({recorded.low:.2f} to {recorded.high:.2f}), so {limit:.2f} is the limit"
+        )
+
 
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which this share of them lies (nearest rank)."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -1,0 +1,227 @@
+"""Herd: what one insert costs when 1, 8 or 64 runners listen, who gets it, and how soon.
+
+The runners live in up to three processes; each has a stream and a lease of its own. Claims are those that runners
+tried (the event ``claim``), events are those that the server delivered to their streams (replies to getMore).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from typing import Any
+
+from bson import ObjectId
+from pymongo import monitoring
+
+from benchmarks import raw
+from benchmarks.bench import Bench
+from benchmarks.rows import LESS, MORE, Row, percentile
+from streamjobs import Queue, clock, subscribe
+
+PROCESSES, WARM, PAUSE = 3, 5, 0.01
+
+
+# ---- a process of runners
+
+
+class Delivered(monitoring.CommandListener):
+    """Counts the events about jobs that streams were given."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        pass
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        pass
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        if event.command_name == "getMore":
+            for change in event.reply.get("cursor", {}).get("nextBatch", ()):
+                key = change.get("documentKey") or {}
+                self.count += "operationType" in change and isinstance(key.get("_id"), ObjectId)
+
+
+async def host(uri: str, namespace: str, first: int, count: int) -> None:
+    """So many runners, until stdin ends; each line of it asks what was counted since the last one."""
+    delivered, asked = Delivered(), 0
+    monitoring.register(delivered)
+
+    def listen(name: str, _level: str, fields: dict[str, Any]) -> None:
+        nonlocal asked
+        if name == "claim":
+            asked += fields["asked"]
+
+    async def runner(number: int) -> None:
+        jobs = await stack.enter_async_context(Queue(uri, namespace))
+
+        @jobs.handler("bench")
+        async def handler(job: Any) -> None:
+            print(json.dumps({"job": str(job.id), "at": clock.boot(), "runner": number}), flush=True)
+
+        await stack.enter_async_context(jobs.running(f"herd-{number}", stop_deadline=1))
+
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(subscribe(listen))
+        for number in range(first, first + count):
+            await runner(number)
+        print(json.dumps({"ready": count}), flush=True)
+        while await loop.run_in_executor(None, sys.stdin.readline):
+            print(json.dumps({"claims": asked, "events": delivered.count}), flush=True)
+            asked = delivered.count = 0
+
+
+# ---- the fleet as the benchmark sees it
+
+
+class Fleet:
+    """Processes of runners on one collection."""
+
+    def __init__(self, jobs: Any) -> None:
+        self._jobs = jobs
+        self.processes: list[asyncio.subprocess.Process] = []
+        self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._readers: list[asyncio.Task[None]] = []
+
+    async def add(self, uri: str, namespace: str, first: int, count: int) -> None:
+        """Another process."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "benchmarks.herd", uri, namespace, str(first), str(count),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        self.processes.append(process)
+        self._readers.append(asyncio.create_task(self._read(process)))
+
+    async def _read(self, process: asyncio.subprocess.Process) -> None:
+        async for line in process.stdout:
+            self.told.put_nowait(json.loads(line))
+
+    async def next(self, key: str) -> dict[str, Any]:
+        """The next line that has this key."""
+        while key not in (line := await asyncio.wait_for(self.told.get(), 120)):
+            pass
+        return line
+
+    async def one(self) -> float:
+        """Insert a job; seconds until its handler's first line."""
+        document = raw.document()
+        began = clock.boot()
+        await self._jobs.insert_one(document)
+        line = await self.next("job")
+        assert line["job"] == str(document["_id"])
+        return line["at"] - began
+
+    async def quiet(self) -> None:
+        """Until every outcome is written and what the others still try is over."""
+        # asked, not listened for: a stream of the benchmark's own would be one more in what is measured
+        while await self._jobs.count_documents({"kind": "bench", "status": {"$ne": 4}}):  # noqa: ASYNC110
+            await asyncio.sleep(PAUSE)
+        await asyncio.sleep(0.3)
+
+    async def counted(self) -> tuple[int, int]:
+        """Claims tried and events delivered since the last time."""
+        await self.quiet()
+        claims = events = 0
+        for process in self.processes:
+            process.stdin.write(b"\n")
+            line = await self.next("claims")
+            claims, events = claims + line["claims"], events + line["events"]
+        return claims, events
+
+    async def wave(self, count: int) -> Counter[int]:
+        """Insert so many at once; who ran how many."""
+        await self._jobs.insert_many([raw.document() for _ in range(count)])
+        return Counter([(await self.next("job"))["runner"] for _ in range(count)])
+
+    async def end(self) -> None:
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), 30)
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        await asyncio.wait(self._readers)
+
+
+@asynccontextmanager
+async def fleet(bench: Bench, runners: int) -> AsyncIterator[Fleet]:
+    """Runners that are all up and warm."""
+    namespace = bench.fresh()
+    async with Queue(bench.uri, namespace) as jobs:
+        await jobs.create_indexes()
+    client, collection = bench.raw(namespace)
+    one = Fleet(collection)
+    try:
+        shares = [len(range(part, runners, PROCESSES)) for part in range(min(PROCESSES, runners))]
+        for part, share in enumerate(shares):
+            await one.add(bench.uri, namespace, sum(shares[:part]), share)
+        for _ in shares:
+            await one.next("ready")
+        for _ in range(WARM):
+            await one.one()
+        await one.counted()
+        yield one
+    finally:
+        await one.end()
+        await client.close()
+
+
+async def measure(bench: Bench, runners: int) -> dict[str, list[float]]:
+    """By round: p50 and p99 of pickup, claims and events per job; of all: least and greatest share of a runner."""
+    out: dict[str, list[float]] = {name: [] for name in ("p50", "p99", "claims", "events")}
+    ran: Counter[int] = Counter()  # over all rounds: with few jobs to a runner, chance alone is unfair
+    samples, waves = bench.of(60, 20), bench.of(8, 4)
+    async with fleet(bench, runners) as one:
+        for number in range(bench.rounds):
+            bench.step(f"{runners} runners, round {number + 1}")
+            latencies = []
+            for _ in range(samples):
+                latencies.append(await one.one())
+                await asyncio.sleep(PAUSE)
+            claims, events = await one.counted()
+            out["p50"].append(percentile(latencies, 0.5))
+            out["p99"].append(percentile(latencies, 0.99))
+            out["claims"].append(claims / samples)
+            out["events"].append(events / samples)
+            for _ in range(waves):
+                ran += await one.wave(runners)
+                await one.quiet()
+            await one.counted()  # what the waves cost is not what a single insert does
+    shares = [ran[number] / (waves * bench.rounds) for number in range(runners)]
+    return {**out, "least": [min(shares)], "most": [max(shares)]}
+
+
+async def run(bench: Bench) -> list[Row]:
+    """One runner, eight, sixty-four."""
+    alone = await measure(bench, 1)
+    rows = []
+    for runners in (8,) if bench.short else (8, 64):
+        many = await measure(bench, runners)
+        name = f"herd_{runners}"
+        what = f"{runners} runners in {min(PROCESSES, runners)} processes, single inserts into an idle fleet"
+        rows += [
+            Row.of(f"{name}_{figure}", many[figure], f"{figure} per job, {LESS}", what)
+            for figure in ("claims", "events")
+        ]
+        for figure in ("p50", "p99"):
+            pairs = [a / b for a, b in zip(many[figure], alone[figure], strict=True)]
+            ms = percentile(many[figure], 0.5) * 1000
+            rows.append(
+                Row.of(f"{name}_pickup_{figure}", pairs, f"times one runner, {LESS}", f"{ms:.1f} ms; {what}")
+            )
+        waves = f"of an equal share; waves of {runners} jobs, 10 slots each, {bench.of(8, 4) * bench.rounds} jobs to a runner"
+        rows.append(Row.of(f"{name}_least", many["least"], f"share of the idlest, {MORE}", waves))
+        rows.append(Row.of(f"{name}_most", many["most"], f"share of the busiest, {LESS}", waves))
+    return rows
+
+
+if __name__ == "__main__":
+    asyncio.run(host(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))

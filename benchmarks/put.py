@@ -1,0 +1,105 @@
+"""Put: one after the other, and ten thousand in one call; with events off, and with events as JSON into /dev/null."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import structlog
+
+from benchmarks import raw
+from benchmarks.bench import Bench
+from benchmarks.rows import MORE, Row, percentile
+from streamjobs import Queue
+
+Rate = Callable[[], Awaitable[float]]
+
+
+@contextmanager
+def events_on():
+    """structlog as an application would configure it for a machine to read."""
+    with Path("/dev/null").open("w", encoding="utf-8") as nowhere:
+        structlog.configure(
+            processors=[
+                structlog.processors.add_log_level,
+                structlog.processors.TimeStamper(fmt="iso", utc=True),
+                structlog.processors.JSONRenderer(),
+            ],
+            wrapper_class=structlog.make_filtering_bound_logger(20),
+            logger_factory=structlog.WriteLoggerFactory(nowhere),
+        )
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
+
+
+@asynccontextmanager
+async def both(bench: Bench) -> AsyncIterator[tuple[Any, Queue]]:
+    """The raw collection and the queue, each with an index and warm connections."""
+    client, collection = bench.raw(bench.fresh())
+    async with client, Queue(bench.uri, bench.fresh()) as jobs:
+        await raw.index(collection)
+        await jobs.create_indexes()
+        for _ in range(50):
+            await collection.insert_one(raw.document())
+            await jobs.put("bench", retries=5)
+        yield collection, jobs
+
+
+async def _run(bench: Bench, name: str, count: int, theirs: Any, mine: Any, caveat: str) -> list[Row]:
+    rates: dict[str, list[float]] = {"off": [], "on": []}
+    pairs: dict[str, list[float]] = {"off": [], "on": []}
+    async with both(bench) as (collection, jobs):
+        for number in range(bench.rounds):
+            bench.step(f"{name} {number + 1}")
+            base = count / await _timed(theirs(collection, count))
+            for state in ("off", "on"):
+                if state == "on":
+                    with events_on():
+                        rates[state].append(count / await _timed(mine(jobs, count)))
+                else:
+                    rates[state].append(count / await _timed(mine(jobs, count)))
+                pairs[state].append(rates[state][-1] / base)
+    return [
+        Row.of(
+            one, pairs[state], f"times {caveat}, {MORE}",
+            f"ours {percentile(rates[state], 0.5):.0f} jobs/s, events {state}; {count} jobs, built and written",
+        )
+        for one, state in ((name, "off"), (f"{name}_events", "on"))
+    ]  # fmt: skip
+
+
+async def _timed(work: Awaitable[None]) -> float:
+    began = perf_counter()
+    await work
+    return perf_counter() - began
+
+
+async def run(bench: Bench) -> list[Row]:
+    """One at a time."""
+
+    async def theirs(collection: Any, count: int) -> None:
+        for number in range(count):
+            await collection.insert_one({**raw.document(), "data": {"number": number}})
+
+    async def mine(jobs: Queue, count: int) -> None:
+        for number in range(count):
+            await jobs.put("bench", {"number": number}, retries=5)
+
+    return await _run(bench, "put", bench.of(2_000, 200), theirs, mine, "insert_one with majority")
+
+
+async def run_many(bench: Bench) -> list[Row]:
+    """All in one call."""
+
+    async def theirs(collection: Any, count: int) -> None:
+        await collection.insert_many([{**raw.document(), "data": {"number": n}} for n in range(count)])
+
+    async def mine(jobs: Queue, count: int) -> None:
+        await jobs.put_many([jobs.job("bench", {"number": n}, retries=5) for n in range(count)])
+
+    return await _run(bench, "put_many", bench.of(10_000, 2_000), theirs, mine, "insert_many with majority")
