@@ -1,4 +1,4 @@
-"""Run benchmarks: ``python -m benchmarks [pickup] [drain] [--json FILE] [--uri URI]``.
+"""Run benchmarks: ``python -m benchmarks [pickup] [drain] [herd] [killed] [--json FILE] [--uri URI]``.
 
 Without a URI a server is started as for the tests (``STREAMJOBS_SERVER=rust|python|mongod`` chooses one).
 """
@@ -19,10 +19,10 @@ from pymongo import MongoClient
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import drain, pickup
+from benchmarks import drain, herd, pickup
 from streamjobs.embedded import temporary
 
-NAMES = {"pickup": pickup.run, "drain": drain.run}
+NAMES = {"pickup": pickup.run, "drain": drain.run, "herd": herd.run, "killed": herd.killed}
 
 
 @contextmanager
