@@ -185,7 +185,7 @@ class Walk(RuleBasedStateMachine):
                 self.tokens[id_].append(token)
             self.check(id_, model_claim(before, owner, token) if taken else before, first)
         if swept is not None:
-            self.sweep(True, swept, 0.0, 0)
+            self.sweep(True, swept, 31.0 if swept == "no" else 0.0, 0)  # by then there is no trust left
 
     @precondition(lambda self: self.model)
     @rule(
@@ -358,6 +358,7 @@ def walking(raw, uri, namespace, monkeypatch):
     queue.sync.close()
 
 
+@pytest.mark.timeout(300)  # a few thousand steps, also on a busy machine
 def test_random_walks_agree_with_the_model(walking, python_server):
     run_state_machine_as_test(
         Walk,
