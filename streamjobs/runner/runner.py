@@ -37,6 +37,7 @@ from streamjobs.settings import Settings
 
 _POOL = 20  # connections at most, whatever the URI says: the stream keeps one, the roles a few
 _AHEAD = 5.0  # seconds beyond the period for which timers are set
+_END = 0.15  # seconds that a role gets to end
 
 
 class Runner:
@@ -265,17 +266,18 @@ class Runner:
             events.emit("indexes.missing", **self._who, names=names, fix="run: streamjobs indexes --create")
 
     async def _serve(self) -> None:
-        """All roles, until stop; then drain."""
-        async with anyio.create_task_group() as roles:
-            roles.start_soon(self._claimer.run)
-            roles.start_soon(self._sweeper.run)
-            roles.start_soon(self._fallback)
-            roles.start_soon(self._watch_trust)
-            if self.settings.poll is None:
-                roles.start_soon(self._stream.watch)
+        """All roles, until stop; then drain. Plain tasks, since a scope would cancel them in every turn: see end_task."""
+        roles = [self._claimer.run(), self._sweeper.run(), self._fallback(), self._watch_trust()]
+        roles += [self._stream.watch()] if self.settings.poll is None else []
+        tasks = [asyncio.create_task(role, name=f"streamjobs role {self.name}") for role in roles]
+        for task in tasks:
+            task.add_done_callback(self._role_ended)
+        try:
             await self._stopper.asked.wait()
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
-            roles.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*(end_task(task, _END) for task in tasks))
         if self._error is not None:
             raise self._error
 
