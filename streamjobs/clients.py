@@ -169,9 +169,21 @@ class Source:
 
 
 async def close(client: Any, limit: float = CLOSE_TIMEOUT) -> None:
-    """Close a client within a moment; with the server away the driver would wait for it."""
-    with pymongo.timeout(limit):
-        await client.close()
+    """Close a client or a stream within a moment; with the server away the driver would wait for it.
+
+    The driver's own limit does not cover its waiting for locks, so there is a second one.
+    """
+
+    async def closing() -> None:
+        with pymongo.timeout(limit):
+            await client.close()
+
+    task = asyncio.ensure_future(closing())
+    await asyncio.wait([task], timeout=limit + 0.1)
+    if task.done():
+        task.result()
+    else:
+        task.cancel()
 
 
 def close_sync(client: Any, limit: float = CLOSE_TIMEOUT) -> None:

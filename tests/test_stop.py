@@ -272,25 +272,6 @@ async def test_stop_returns_in_time_though_the_server_is_away_or_silent(how, own
             await asyncio.to_thread(thread.join, 10)
 
 
-async def test_twenty_starts_and_stops_leave_nothing(queue, raw, seen):
-    queue.handler("mail")(lambda job: None)
-    before = set(threading.enumerate())
-    for _ in range(20):
-        async with queue.running("w"):
-            job = await queue.put("mail")
-            await seen.wait("try", job=job.id, outcome="success")
-    assert raw.find_one({"control": "runner"}) is None
-    for thread in set(threading.enumerate()) - before:
-        if thread.name == "pymongo_kill_cursors_thread":
-            thread.join(2)  # the driver's threads end by themselves, a turn after close()
-    left = [
-        thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("streamjobs")
-    ]
-    assert not left
-    clients = [thread for thread in threading.enumerate() if thread.name == "pymongo_kill_cursors_thread"]
-    assert len(clients) <= 1 + sum(thread.name == "pymongo_kill_cursors_thread" for thread in before)
-
-
 async def test_a_runner_without_a_server_says_so(monkeypatch, driver_litter):
     monkeypatch.setattr("streamjobs.clients.COMMAND_TIMEOUT", 0.5)
     queue = Queue("mongodb://127.0.0.1:1/?serverSelectionTimeoutMS=300", "app.jobs")

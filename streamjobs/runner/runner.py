@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -42,6 +42,7 @@ from streamjobs.settings import Settings
 
 _POOL = 20  # connections at most, whatever the URI says: the stream keeps one, the roles a few
 _AHEAD = 5.0  # seconds beyond the period for which timers are set
+_END = 0.15  # seconds that a role gets to end
 
 
 class Runner:
@@ -253,29 +254,23 @@ class Runner:
             events.emit("indexes.missing", **self._who, names=names, fix="run: streamjobs indexes --create")
 
     async def _serve(self) -> None:
-        """All roles, until stop; then drain."""
-        async with anyio.create_task_group() as roles:
-            for role in (
-                self._claimer.run, self._sweeper.run, self._fallback, self._watch_trust, self._fleet.run,
-                self._fleet.follow, *([self._stream.watch] if self.settings.poll is None else []),
-            ):  # fmt: skip
-                roles.start_soon(self._role, role)
+        """All roles, until stop; then drain. Plain tasks, since a scope would cancel them in every turn: see end_task."""
+        roles = [
+            self._claimer.run, self._sweeper.run, self._fallback, self._watch_trust, self._fleet.run,
+            self._fleet.follow, *([self._stream.watch] if self.settings.poll is None else []),
+        ]  # fmt: skip
+        tasks = [asyncio.create_task(role(), name=f"streamjobs role {self.name}") for role in roles]
+        for task in tasks:
+            task.add_done_callback(self._role_ended)
+        try:
             await self._stopper.asked.wait()
             self._vouching.now()  # so that others take its slots
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
-            roles.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await asyncio.gather(*(end_task(task, _END) for task in tasks))
         if self._error is not None:
             raise self._error
-
-    async def _role(self, role: Callable[[], Awaitable[None]]) -> None:
-        """Run a role; an error of it ends the runner, but not its stopping."""
-        try:
-            await role()
-        except Exception as error:
-            if not self._stopper.drained:
-                raise
-            # what the driver may make of a cancellation: its locks raise RuntimeError where a second one strikes
-            events.emit("runner.failed", **self._who, **events.about(error))
 
     async def _fallback(self) -> None:
         """Each period: the server's clock, the records, and (spread) each kind from its beginning."""
@@ -367,8 +362,12 @@ class Runner:
         self._stopper.outlived(held, ended, self._finisher, self._vouching)
 
     def _role_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self._error = task.exception()
+        error = None if task.cancelled() else task.exception()
+        if error is not None and self._stopper.drained:
+            # what the driver may make of a cancellation: it fails no runner that has drained
+            events.emit("runner.failed", **self._who, **events.about(error))
+        elif error is not None:
+            self._error = error
             self._stopper.ask("a role ended", at_once=True)
 
     async def _close(self, began: float) -> None:
@@ -391,8 +390,6 @@ class Runner:
                 await stopper.step(
                     asyncio.to_thread(self._beat.join, stopper.left(CLOSED)), CLOSED, self._who
                 )
-        # bounded twice: the driver's own bound does not hold where it waits for one of its locks
-        limit = min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED))
-        await stopper.step(clients.close(self._client, limit), CLOSED, self._who)
+        await clients.close(self._client, min(clients.CLOSE_TIMEOUT, stopper.left(CLOSED)))
         took = (boot() - (stopper.asked_at or began)) * 1000
         events.emit("runner.stopped", **self._who, held=len(stopper.stuck), took_ms=took)

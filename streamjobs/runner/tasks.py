@@ -12,10 +12,11 @@ async def end_task(task: asyncio.Task[Any], limit: float = 5.0) -> None:
     """Cancel a task until it has ended.
 
     More than once: before Python 3.12, ``asyncio.wait_for`` loses a cancellation that comes together with its
-    result, and the driver sends every command through it.
+    result, and the driver sends every command through it. Not at once again: a second cancellation that meets
+    the driver taking its topology's lock back leaves that lock taken for ever.
     """
     until = boot() + limit
     while not task.done() and boot() < until:
         task.cancel()
         # long enough for what the driver does when it is cancelled: it frees a cursor on the server
-        await asyncio.wait([task], timeout=min(limit, 0.25))
+        await asyncio.wait([task], timeout=min(limit / 2, 0.25))
