@@ -14,6 +14,7 @@ retry       an operator    job, after the acknowledgement
 unsure      an operator    job: a cancel or retry had no answer
 start, end  a handler      job, token, owner, pid, runner, number, sort; end also how
 event       the runner     event, pid and the event's own fields
+lag         the runner     pid, seconds: its loop got no turn for so long, until now
 weak        a client       command, pid: it was written without a majority
 held        the stream     job, token, owner, claimed (ms): a claim, in the order in which the collection's
                            stream tells it; freed: the lease was removed; gap: events may be missing
@@ -129,7 +130,11 @@ class Life:
 
 @dataclass(slots=True)
 class Process:
-    """A runner process. Windows: ``frozen``; ``doubted``, while it could not renew; ``deaf``, while its stream was not live."""
+    """A runner process.
+
+    Windows: ``frozen``; ``lagged``, while its loop got no turn; ``doubted``, while it could not renew; ``deaf``, while its
+    stream was not live.
+    """
 
     pid: int
     runner: str = ""
@@ -139,6 +144,7 @@ class Process:
     gone: float | None = None
     asked: bool = False
     frozen: list[Window] = field(default_factory=list)
+    lagged: list[Window] = field(default_factory=list)
     doubted: list[Window] = field(default_factory=list)
     deaf: list[Window] = field(default_factory=list)
     troubles: list[float] = field(default_factory=list)
@@ -298,6 +304,10 @@ class Run:
     def _thaw(self, record: Record) -> None:
         since, _ = self._open.pop(("freeze", record["pid"]))
         self.process(record["pid"]).frozen.append((since, record["at"]))
+
+    def _lag(self, record: Record) -> None:
+        window = (record["at"] - record["seconds"], record["at"])
+        self.process(record["pid"]).lagged.append(window)
 
     def _fault(self, record: Record) -> None:
         self._open["fault", record["id"]] = (record["at"], record)

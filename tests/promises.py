@@ -155,7 +155,9 @@ def _taken(run: Run, life: Life, limits: Limits) -> Iterator[Breach]:
         if one.outcome != "lost" or one.when is None:
             continue
         since, process = one.begun - limits.lease, run.process(one.pid)
-        broken = merged([*run.broken("server", "fleet", process.runner), *process.frozen, *run.stalls])
+        broken = merged(
+            [*run.broken("server", "fleet", process.runner), *process.frozen, *process.lagged, *run.stalls]
+        )
         ended = process.until < one.when
         if (
             not ended
