@@ -118,10 +118,13 @@ class Life:
     told: list[Record] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
-    def attempt(self, token: str) -> Attempt:
-        if token not in self.attempts:
-            self.attempts[token] = Attempt(token)
-        return self.attempts[token]
+    def attempt(self, token: str, claimed_ms: float | None = None) -> Attempt:
+        """The claim with this token; a request that was sent twice may claim twice, at two dates."""
+        while True:
+            one = self.attempts.setdefault(token, Attempt(token))
+            if claimed_ms is None or one.claimed_ms in (None, claimed_ms):
+                return one
+            token += " again"
 
     @property
     def ordered(self) -> list[Attempt]:
@@ -240,7 +243,7 @@ class Run:
 
     def _held(self, record: Record) -> None:
         self._life(record).told.append(record)
-        one = self._life(record).attempt(record["token"])
+        one = self._life(record).attempt(record["token"], record["claimed"])
         one.owner = record["owner"]
         one.pid = one.pid or pid_of(one.owner)
         self._dated(one, record["claimed"])
@@ -250,13 +253,14 @@ class Run:
         life.document = record
         for entry in record["tries"]:
             if "token" in entry:
-                one = life.attempt(entry["token"])
+                one = life.attempt(entry["token"], entry.get("claimed"))
+                entry["attempt"] = one.token
                 one.entries.append(entry)
                 one.when = one.when or self.moment(entry["when"])
                 self._dated(one, entry.get("claimed"))
         lease = record.get("lease")
         if lease:
-            one = life.attempt(lease["token"])
+            one = life.attempt(lease["token"], lease["claimed"])
             one.owner = lease["owner"]
             one.pid = one.pid or pid_of(one.owner)
             self._dated(one, lease["claimed"])
