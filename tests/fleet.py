@@ -19,6 +19,7 @@ from pymongo.errors import OperationFailure, PyMongoError
 from streamjobs import PutUnknown, Queue
 from streamjobs.clients import MAJORITY
 from streamjobs.clock import boot
+from streamjobs.embedded import die_with_parent
 from streamjobs.job import ASAP_MS, MS_CODEC, Job, date_ms
 from tests import promises
 from tests.conftest import check_event
@@ -58,6 +59,7 @@ class Fleet:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.worker", self.uri, self.namespace, name, str(self.log.path),
             json.dumps({**self.options, **options}), stderr=asyncio.subprocess.PIPE, cwd=ROOT, limit=2**24,
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,
         )  # fmt: skip
         self.processes[name] = process
         self._all.append(process)

@@ -14,6 +14,7 @@ retry       an operator    job, after the acknowledgement
 unsure      an operator    job: a cancel or retry had no answer
 start, end  a handler      job, token, owner, pid, runner, number, sort; end also how
 event       the runner     event, pid and the event's own fields
+lag         the runner     pid, seconds: its loop got no turn for so long, until now
 weak        a client       command, pid: it was written without a majority
 held        the stream     job, token, owner, claimed (ms): a claim, in the order in which the collection's
                            stream tells it; freed: the lease was removed; gap: events may be missing
@@ -117,10 +118,13 @@ class Life:
     told: list[Record] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
 
-    def attempt(self, token: str) -> Attempt:
-        if token not in self.attempts:
-            self.attempts[token] = Attempt(token)
-        return self.attempts[token]
+    def attempt(self, token: str, claimed_ms: float | None = None) -> Attempt:
+        """The claim with this token; a request that was sent twice may claim twice, at two dates."""
+        while True:
+            one = self.attempts.setdefault(token, Attempt(token))
+            if claimed_ms is None or one.claimed_ms in (None, claimed_ms):
+                return one
+            token += " again"
 
     @property
     def ordered(self) -> list[Attempt]:
@@ -129,7 +133,11 @@ class Life:
 
 @dataclass(slots=True)
 class Process:
-    """A runner process. Windows: ``frozen``; ``doubted``, while it could not renew; ``deaf``, while its stream was not live."""
+    """A runner process.
+
+    Windows: ``frozen``; ``lagged``, while its loop got no turn; ``doubted``, while it could not renew; ``deaf``, while its
+    stream was not live.
+    """
 
     pid: int
     runner: str = ""
@@ -139,6 +147,7 @@ class Process:
     gone: float | None = None
     asked: bool = False
     frozen: list[Window] = field(default_factory=list)
+    lagged: list[Window] = field(default_factory=list)
     doubted: list[Window] = field(default_factory=list)
     deaf: list[Window] = field(default_factory=list)
     troubles: list[float] = field(default_factory=list)
@@ -234,7 +243,7 @@ class Run:
 
     def _held(self, record: Record) -> None:
         self._life(record).told.append(record)
-        one = self._life(record).attempt(record["token"])
+        one = self._life(record).attempt(record["token"], record["claimed"])
         one.owner = record["owner"]
         one.pid = one.pid or pid_of(one.owner)
         self._dated(one, record["claimed"])
@@ -244,13 +253,14 @@ class Run:
         life.document = record
         for entry in record["tries"]:
             if "token" in entry:
-                one = life.attempt(entry["token"])
+                one = life.attempt(entry["token"], entry.get("claimed"))
+                entry["attempt"] = one.token
                 one.entries.append(entry)
                 one.when = one.when or self.moment(entry["when"])
                 self._dated(one, entry.get("claimed"))
         lease = record.get("lease")
         if lease:
-            one = life.attempt(lease["token"])
+            one = life.attempt(lease["token"], lease["claimed"])
             one.owner = lease["owner"]
             one.pid = one.pid or pid_of(one.owner)
             self._dated(one, lease["claimed"])
@@ -298,6 +308,10 @@ class Run:
     def _thaw(self, record: Record) -> None:
         since, _ = self._open.pop(("freeze", record["pid"]))
         self.process(record["pid"]).frozen.append((since, record["at"]))
+
+    def _lag(self, record: Record) -> None:
+        window = (record["at"] - record["seconds"], record["at"])
+        self.process(record["pid"]).lagged.append(window)
 
     def _fault(self, record: Record) -> None:
         self._open["fault", record["id"]] = (record["at"], record)

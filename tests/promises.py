@@ -155,7 +155,9 @@ def _taken(run: Run, life: Life, limits: Limits) -> Iterator[Breach]:
         if one.outcome != "lost" or one.when is None:
             continue
         since, process = one.begun - limits.lease, run.process(one.pid)
-        broken = merged([*run.broken("server", "fleet", process.runner), *process.frozen, *run.stalls])
+        broken = merged(
+            [*run.broken("server", "fleet", process.runner), *process.frozen, *process.lagged, *run.stalls]
+        )
         ended = process.until < one.when
         if (
             not ended
@@ -183,7 +185,8 @@ def _kept(life: Life, limits: Limits) -> Iterator[Breach]:
 def _each_claim_one_try(life: Life) -> Iterator[Breach]:
     """Promise 5: each claim ends in one try, which says what its runner was told."""
     document = life.document or {}
-    token = (document.get("lease") or {}).get("token")
+    lease = document.get("lease") or {}
+    token = life.attempt(lease["token"], lease["claimed"]).token if lease else None
     folded = any(one.get("outcome") == "folded" for one in document["tries"])
     for one in life.attempts.values():
         if len(one.entries) > 1:

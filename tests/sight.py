@@ -74,7 +74,7 @@ def sights_of(run: Run, limits: Limits) -> dict[int, Sight]:
     everywhere = run.broken("server", "fleet")
     out: dict[int, Sight] = {}
     for pid, process in run.processes.items():
-        held_up = merged([*process.frozen, *blocked[pid], *run.stalls])
+        held_up = merged([*process.frozen, *process.lagged, *blocked[pid], *run.stalls])
         broken = merged([*everywhere, *run.broken(process.runner), *process.doubted, *process.frozen])
         stuck = longer(held_up, limits.turn)
         holes = merged([*stuck, *longer(broken, limits.back)])

@@ -62,7 +62,7 @@ def story(run: Run, life: Life, sights: dict[int, Sight], limits: Limits) -> Ite
     state = State(NEW, life.put["retries"], life.put["interval"], due, ack.get("runat"))
     retried = list(life.retries)
     for entry in document["tries"]:
-        one = life.attempts[entry["token"]]
+        one = life.attempts[entry["attempt"]]
         if state.status in ENDED:
             if not retried and not life.unsure:
                 yield Breach(5, "ran after its end", life.job, f"{one.token}: it was over ({state.status})")

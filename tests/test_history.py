@@ -169,7 +169,7 @@ def test_a_job_that_is_never_claimed():
 
 
 @pytest.mark.parametrize(
-    "busy", ["full", "at work", "frozen", "stalled", "blocked", "server", "deaf", "not there"]
+    "busy", ["full", "at work", "frozen", "lagged", "stalled", "blocked", "server", "deaf", "not there"]
 )
 def test_nobody_is_late_who_could_not_claim(busy):
     tale = Tale() if busy != "not there" else Tale(A)
@@ -191,6 +191,8 @@ def test_nobody_is_late_who_could_not_claim(busy):
     elif busy == "frozen":
         tale.tell("freeze", 4.0, pid=A)
         tale.tell("thaw", 8.5, pid=A)
+    elif busy == "lagged":
+        tale.tell("lag", 8.5, pid=A, seconds=4.0)
     elif busy == "stalled":
         tale.tell("stall", 8.5, seconds=4.0)
     elif busy == "blocked":

@@ -43,6 +43,7 @@ def test_a_date_may_be_that_of_a_command_that_waited():
     tale.run("a", A, 5.1, 6.0)
     tale.ended("a", 5.1, 6.0, "released")
     tale.run("b", B, 6.01, 7.0, number=2)
+    next(one for one in tale.records if one["what"] == "held" and one["token"] == "b")["claimed"] = 5950.0
     tale.ended("b", 5.95, 7.0)
     tale.stored()
     assert tale.judge() == []
@@ -79,7 +80,8 @@ def test_one_try_that_starts_twice():
     tale = Tale()
     tale.put()
     tale.run("a", A, 5.1, 6.0)
-    tale.run("a", A, 5.3, 6.0)
+    start = next(one for one in tale.records if one["what"] == "start")
+    tale.records.append({**start, "at": 5.3})
     tale.ended("a", 5.1, 6.0)
     tale.stored()
     assert tale.judge() == [(1, "a try started twice")]
@@ -89,6 +91,19 @@ def test_a_claim_with_two_tries_in_the_document():
     tale = lost_and_again()
     tale.ended("a", 5.1, 10.5)
     assert (1, "two tries of one claim") in tale.judge()
+
+
+def test_a_request_that_arrived_twice_may_claim_twice():
+    tale = Tale()
+    tale.put()
+    tale.run("a", A, 5.1, 6.0)
+    tale.ended("a", 5.1, 6.0, "failure")
+    tale.tell("held", 7.0, job="j", token="a", owner=owner(A), claimed=7000.0)
+    tale.ended("a", 7.0, 8.0, "released")
+    tale.run("b", A, 8.1, 9.0, number=3)
+    tale.ended("b", 8.1, 9.0)
+    tale.stored(retries=2)
+    assert tale.judge() == []
 
 
 def test_code_of_a_lost_try_that_runs_on_though_it_was_told():

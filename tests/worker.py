@@ -29,6 +29,10 @@ from tests.mutations import MUTATIONS
 
 _WRITES = {"insert", "update", "delete", "findAndModify"}
 LOOK = 0.02  # seconds between two looks at job.lost
+TURN, LATE = (
+    0.1,
+    0.25,
+)  # seconds between two turns of the loop that are looked at, and how late one is worth a note
 
 
 class Noted:
@@ -139,6 +143,16 @@ class Weak(monitoring.CommandListener):
     failed = succeeded
 
 
+async def _lag(log: Log) -> None:
+    """Note when this loop got no turn: blocked, frozen, or on a machine with too much to do."""
+    while True:
+        asleep = boot()
+        await asyncio.sleep(TURN)
+        late = boot() - asleep - TURN
+        if late > LATE:
+            log.note("lag", pid=os.getpid(), seconds=late)
+
+
 def _events() -> None:
     def stamp(_logger: Any, _name: str, told: dict[str, Any]) -> dict[str, Any]:
         return {**told, "at": boot(), "pid": os.getpid()}
@@ -184,7 +198,15 @@ def main() -> None:
     else:
         jobs = Queue(uri, namespace)
     register(jobs, log)
-    asyncio.run(jobs.run(name, **options.get("settings", {})))
+
+    async def run() -> None:
+        lag = asyncio.create_task(_lag(log))
+        try:
+            await jobs.run(name, **options.get("settings", {}))
+        finally:
+            lag.cancel()
+
+    asyncio.run(run())
 
 
 if __name__ == "__main__":

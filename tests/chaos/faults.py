@@ -35,6 +35,7 @@ class Faults:
         self.done: Counter[str] = Counter()
         self.down: set[str] = set()  # runners that shall not be started again yet
         self._dropped: list[Any] = []
+        self._server = asyncio.Lock()  # a slow machine may need longer to start it than was planned
 
     async def inject(self, fault: Fault) -> None:
         """Break it, wait, mend it."""
@@ -82,6 +83,10 @@ class Faults:
     _freeze_long = _freeze_short
 
     async def _server_kill(self, fault: Fault) -> None:
+        async with self._server:
+            await self._down(fault)
+
+    async def _down(self, fault: Fault) -> None:
         with self.scene.fault(fault.sort, "server"):
             self.server.kill()
             try:
@@ -90,12 +95,13 @@ class Faults:
                 await asyncio.to_thread(self.server.start)
 
     async def _server_freeze(self, fault: Fault) -> None:
-        with self.scene.fault(fault.sort, "server"):
-            self.server.pause()
-            try:
-                await asyncio.sleep(fault.lasts)
-            finally:
-                self.server.resume()
+        async with self._server:
+            with self.scene.fault(fault.sort, "server"):
+                self.server.pause()
+                try:
+                    await asyncio.sleep(fault.lasts)
+                finally:
+                    self.server.resume()
 
     async def _garbage_in(self, number: int) -> None:
         plain = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 from pymongo.errors import PyMongoError
@@ -28,6 +29,8 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
 _LONG = 0.1  # of the jobs take up to four seconds, so that they meet a fault
 _MANY = 0.1  # of the calls put several
 _DELAYED = 0.2  # of the jobs are due later
+_MOST = 60  # jobs that have not ended, beyond which producers wait: a slow server shall not drown
+_COUNT = 2.0  # seconds between two counts of them
 
 
 class Load:
@@ -39,6 +42,8 @@ class Load:
         self._rate = rate / producers
         self._producers = producers
         self._delayed: deque[Job] = deque(maxlen=50)
+        self._room = asyncio.Event()
+        self._room.set()
         self.ended = asyncio.Event()
 
     async def run(self) -> None:
@@ -47,6 +52,21 @@ class Load:
             for number in range(self._producers):
                 tasks.create_task(self._produce(random.Random(f"{self._seed} producer {number}")))
             tasks.create_task(self._operate(random.Random(f"{self._seed} operator")))
+            tasks.create_task(self._count())
+
+    async def _count(self) -> None:
+        """Look how many jobs are left, kind by kind, since a server may count by scanning."""
+        jobs, left = self._scene.jobs, 0
+        while not self.ended.is_set():
+            with suppress(PyMongoError):
+                todo = [{"kind": kind, "status": status} for kind in KINDS for status in (1, 2, 3)]
+                left = sum([await jobs.count_documents(one, limit=_MOST + 1) for one in todo])
+            if left > _MOST:
+                self._room.clear()
+            else:
+                self._room.set()
+            await asyncio.sleep(_COUNT)
+        self._room.set()
 
     async def _pause(self, dice: random.Random, rate: float) -> None:
         try:
@@ -61,6 +81,7 @@ class Load:
             jobs = [self._draft(dice) for _ in range(count)]
             await self._scene.put_until_acknowledged(jobs)
             await self._pause(dice, self._rate / count)
+            await self._room.wait()
 
     def _draft(self, dice: random.Random) -> Job:
         kind = dice.choices(list(KINDS), [often for often, _ in KINDS.values()])[0]
