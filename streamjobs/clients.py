@@ -113,10 +113,9 @@ class Source:
             ConfigurationError,
             InvalidURI,
             ValueError,
-        ) as error:  # what only a look-up of mongodb+srv:// tells
-            raise ConfigError(
-                f"the MongoDB URI can't be used ({type(error).__name__}: {_safe(str(error), self._connect)})"
-            ) from None
+        ) as error:  # what only a look-up of mongodb+srv tells
+            problem = _told(error, self._connect)
+        raise ConfigError(problem)  # outside, so that it does not carry the driver's error, which has the URI
 
     def jobs_of(self, client: Any) -> Any:
         """The job collection of a client made by :meth:`connect`."""
@@ -247,14 +246,19 @@ def _check_uri(uri: str) -> None:
     """Say what is wrong with a URI, without showing the password that may be in it."""
     if uri.startswith("mongodb+srv://"):
         return  # the driver resolves it when it connects
+    problem, parsed = "", cast("Mapping[str, Any]", {})
     try:
-        parsed: Mapping[str, Any] = parse_uri(uri, warn=False)
+        parsed = parse_uri(uri, warn=False)
     except (InvalidURI, ConfigurationError, PyMongoError, ValueError) as error:
-        raise ConfigError(
-            f"the MongoDB URI can't be used ({type(error).__name__}: {_safe(str(error), uri)})"
-        ) from None
+        problem = _told(error, uri)
+    if problem:
+        raise ConfigError(problem)  # outside, as above
     if parsed["options"].get("retryWrites") is False or parsed["options"].get("w") == 0:
         raise ConfigError("the URI has retryWrites=false or w=0: jobs could be lost; leave the option out")
+
+
+def _told(error: Exception, uri: str) -> str:
+    return f"the MongoDB URI can't be used ({type(error).__name__}: {_safe(str(error), uri)})"
 
 
 def _safe(text: str, uri: str) -> str:

@@ -48,10 +48,15 @@ _short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 80, 80, 
 
 def shown(value: object) -> str:
     """A value for a message: short whatever it is, and without the password of a URI in it."""
-    text = re.sub(r"://.*@", "://***@", _short.repr(value), flags=re.DOTALL)
+    text = without_secrets(_short.repr(value))
     if "..." in text:  # what ends a password may be among what was left out
         text = re.sub(r"://[^@]*$", "://***", text, flags=re.DOTALL)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def without_secrets(text: str) -> str:
+    """A text without the user and password of a URI that may be in it."""
+    return re.sub(r"://.*@", "://***@", text, flags=re.DOTALL)
 
 
 class StreamJobsError(Exception):

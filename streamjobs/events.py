@@ -184,7 +184,10 @@ def wanted(level: str) -> bool:
         return True
     if not structlog.is_configured():
         return number >= logging.WARNING and _stdlib.isEnabledFor(number)
-    bound = _logger.bind()
+    try:
+        bound = _logger.bind()
+    except Exception:  # noqa: BLE001 - a configuration that can't work harms nothing: emit will say so
+        return True
     ask = getattr(bound, "is_enabled_for", None) or getattr(bound, "isEnabledFor", None)
     return True if ask is None else bool(ask(number))
 
@@ -200,16 +203,22 @@ def emit(name: str, *, level: str | None = None, **fields: Any) -> None:
             continue
         try:
             listener(name, level, dict(told))
-        except Exception as error:  # noqa: BLE001 - a listener may harm nothing
-            _log("listener.failed", "error", {"error": type(error).__name__, "message": str(error)[:1000]})
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - a listener may harm nothing, nor end a thread by sys.exit()
+            _log("listener.failed", "error", about(error))
+    _log(name, level, told)
+
+
+def _log(name: str, level: str, told: dict[str, Any]) -> None:
     try:
-        _log(name, level, told)
-    except Exception:  # noqa: BLE001 - nor may a full disk behind the application's logging
+        _write(name, level, told)
+    except Exception:  # noqa: BLE001 - a full disk behind the application's logging may harm nothing
         with suppress(Exception):
             _stdlib.warning("the event %s could not be logged", name, exc_info=True)
 
 
-def _log(name: str, level: str, told: dict[str, Any]) -> None:
+def _write(name: str, level: str, told: dict[str, Any]) -> None:
     if structlog.is_configured():
         getattr(_logger, level)(name, **told)
     elif _LEVELS[level] >= logging.WARNING:
@@ -230,7 +239,11 @@ def _plain(name: str, value: Any) -> Any:
 
 def about(error: BaseException) -> dict[str, str]:
     """The fields ``error`` and ``message`` of an exception."""
-    return {"error": type(error).__name__, "message": printable(str(error))[:1000]}
+    try:
+        text = str(error)
+    except BaseException as inner:  # noqa: BLE001 - any class may be an error
+        text = f"(its text can't be made: {type(inner).__name__})"
+    return {"error": type(error).__name__[:200], "message": printable(text[:1000])}
 
 
 def printable(text: str) -> str:

@@ -24,7 +24,7 @@ from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
 
 from streamjobs.clock import to_ms, wall
-from streamjobs.errors import BadArgument, UnreadableJob
+from streamjobs.errors import BadArgument, UnreadableJob, without_secrets
 
 #: Go's zero time: run as soon as possible.
 ASAP = datetime(1, 1, 1, tzinfo=UTC)
@@ -288,7 +288,9 @@ def encodable(name: str, value: Any) -> int:
     except RecursionError:
         raise BadArgument(name, value, "it is nested too deeply or contains itself") from None
     except Exception as error:  # a mapping of the caller's own may raise anything
-        raise BadArgument(name, value, f"it can't be stored as BSON ({str(error)[:100]})") from error
+        raise BadArgument(
+            name, value, f"it can't be stored as BSON ({without_secrets(str(error))[:100]})"
+        ) from error
     if size > 8 * MAX_DEPTH and depth(value) > MAX_DEPTH:  # a level costs at least eight bytes
         raise BadArgument(name, value, f"nest it at most {MAX_DEPTH} deep (servers refuse more)")
     return size

@@ -7,7 +7,6 @@ so on), ``doctor``, ``demo``; ``show`` and ``log`` are how things look.
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -22,7 +21,14 @@ from streamjobs.cli import jobs, show
 from streamjobs.cli.demo import demo
 from streamjobs.cli.doctor import doctor
 from streamjobs.cli.running import dev, run
-from streamjobs.errors import BadArgument, ConfigError, JobNotFound, JobState, StreamJobsError
+from streamjobs.errors import (
+    BadArgument,
+    ConfigError,
+    JobNotFound,
+    JobState,
+    StreamJobsError,
+    without_secrets,
+)
 
 _EPILOG = """\
 [bold]Environment:[/bold] STREAMJOBS_URI and STREAMJOBS_COLLECTION stand in for --uri and --collection; \
@@ -50,7 +56,7 @@ class _Group(TyperGroup):
             show.error(error)
             raise typer.Exit(exit_code(error)) from None
         except Exception as error:
-            _without_secrets(error)
+            _shorten(error)
             raise
 
     def make_context(self, *args: Any, **named: Any) -> Any:
@@ -58,14 +64,14 @@ class _Group(TyperGroup):
         try:
             return super().make_context(*args, **named)
         except Exception as error:
-            _without_secrets(error)
+            _shorten(error)
             raise
 
 
-def _without_secrets(error: Any) -> None:
+def _shorten(error: Any) -> None:
     """A usage error repeats what it was given, which may be a URI in the wrong place, or without an end."""
     if hasattr(error, "format_message") and isinstance(error.message, str):
-        text = re.sub(r"://\S*@", "://***@", error.message)
+        text = without_secrets(error.message)
         error.message = show.safe(text if len(text) <= _LONG else text[:_LONG] + "...")
 
 

@@ -253,7 +253,7 @@ def _raised(error: BaseException) -> Ended:
     try:
         text = str(error)
         trace = "".join(traceback.format_exception(type(error), error, _from_handler(error), limit=-20))
-    except Exception as inner:  # noqa: BLE001 - an exception whose text can't be made
+    except BaseException as inner:  # noqa: BLE001 - an exception whose text can't be made
         text, trace = f"(its text can't be made: {type(inner).__name__})", ""
     # the original's rule: the error's text is the try's; a KeyError's is only the key, and many have none
     told = f"{name}: {text}" if isinstance(error, KeyError) else text or name

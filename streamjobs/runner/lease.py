@@ -192,17 +192,18 @@ class Beat(threading.Thread):
             self._commands.put(failed)
         self._again.clear()
         until = boot() + pause
-        while (left := until - boot()) > 0:
+        while (left := until - boot()) > 0 or self._ending:  # the record is gone by then: renewed no more
             self._turns.look()
             try:
-                command = self._commands.get(timeout=min(left, self._turns.period))
+                command = self._commands.get(timeout=None if self._ending else min(left, self._turns.period))
             except queue.Empty:
                 continue
             if command is None:
                 return False
-            if command is _renew_now:
+            if command is not _renew_now:
+                self._attempt(command)
+            elif not self._ending:
                 return True
-            self._attempt(command)
         return True
 
     def _pause(self) -> float:
