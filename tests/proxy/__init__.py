@@ -95,6 +95,10 @@ class Proxy:
         self._call(self._front.add(rule, in_flight))
         return rule
 
+    def busy(self, command: str, app: App = None) -> int:
+        """At how many requests of this sort the server, or a rule, is now."""
+        return self._call(self._front.busy(Rule(Drop(), (command,), app)))
+
     def drop(self, app: App = None) -> int:
         """Close the connections of these clients now; how many."""
         return self._call(self._front.drop(Rule(Drop(), app=app)))

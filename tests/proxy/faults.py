@@ -236,7 +236,7 @@ class Rule:
 
     def strikes(self, request: Request) -> bool:
         """Whether it does, which is counted."""
-        if not self._meant(request):
+        if not self.meant(request):
             return False
         with self._lock:
             if self.over:
@@ -281,7 +281,8 @@ class Rule:
                 self._awaited.append((count, future))
         return future
 
-    def _meant(self, request: Request) -> bool:
+    def meant(self, request: Request) -> bool:
+        """Whether it is a rule for this request."""
         if request.name == "hello" if self.commands is None else request.name not in self.commands:
             return False
         return means(self.app, request.app) and (self.where is None or self.where(request.document))

@@ -83,6 +83,10 @@ class Front:
             for connection in list(self._connections):
                 connection.strike(rule)
 
+    async def busy(self, rule: Rule) -> int:
+        """How many requests that a rule means are under way."""
+        return sum(one.current is not None and rule.meant(one.current) for one in self._connections)
+
     async def drop(self, rule: Rule) -> int:
         """Close the connections of the clients that a rule means; how many."""
         hit = [one for one in self._connections if means(rule.app, one.app)]
