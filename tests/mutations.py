@@ -39,8 +39,8 @@ def _claim(loosen: Callable[[dict[str, Any], list[Any]], None]) -> None:
     """Change what a claim's filter and the conditions in its pipeline demand."""
     real = transitions.claim
 
-    def claim(*args: Any) -> transitions.Change:
-        guard, update = real(*args)
+    def claim(*args: Any, **options: Any) -> transitions.Change:
+        guard, update = real(*args, **options)
         loosen(guard, update[0]["$set"]["lease"]["$cond"][0]["$and"])
         return guard, update
 

@@ -107,6 +107,8 @@ async def begun(guarded: Server, action: str, seen: Any) -> Queue:
 async def test_without_this_privilege_a_runner_says_at_start_which_it_misses(
     action, error, said, guarded, owner, seen
 ):
+    if action == "changeStream" and guarded.program.sort == "python":
+        pytest.skip("this server gives a stream to whoever may find")
     queue = await begun(guarded, action, seen)
     with pytest.raises(error, match=said) as caught:
         async with queue.running("w", **RUNNER):

@@ -82,7 +82,9 @@ def test_the_caps_of_the_page_are_those_of_the_code(uri, namespace):
 def print_(job: Any) -> None: ...
 
 
-def test_the_cap_of_put_many_is_kept_and_an_endless_source_is_not_read_to_its_end(queue, monkeypatch, raw):
+async def test_the_cap_of_put_many_is_kept_and_an_endless_source_is_not_read_to_its_end(
+    queue, monkeypatch, raw
+):
     monkeypatch.setattr(operations, "MAX_JOBS", 50)
     taken = 0
 
@@ -175,7 +177,7 @@ def obeyed(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("colours", [False, True])
-def test_no_command_prints_what_a_terminal_would_obey(colours, queue, raw, monkeypatch, uri, namespace):
+async def test_no_command_prints_what_a_terminal_would_obey(colours, queue, raw, monkeypatch, uri, namespace):
     kind = ODD.replace("\0", "")
     date = queue.job("mail").created
     entry = {
