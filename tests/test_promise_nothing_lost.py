@@ -11,7 +11,7 @@ from pymongo import AsyncMongoClient
 
 from streamjobs import PutUnknown, Queue
 from streamjobs.clock import boot
-from tests.proxy import LoseReply, Proxy
+from tests.proxy import Answer, LoseReply, Proxy
 
 #: A lease that a test can outlast.
 FAST = {"lease": 3.0, "beat": 0.5, "margin": 0.5, "interval": 2.0}
@@ -112,6 +112,24 @@ async def test_a_claim_whose_reply_was_lost_runs_once(through, proxied, seen, im
         after = await through.get(job.id)
         assert (after.state, len(after.tries), ran[job.id]) == ("success", 1, 1)
     assert not seen.of("orphans.released")
+
+
+async def test_a_claim_that_the_primary_did_at_its_step_down_runs_once(through, proxied, seen):
+    """Guard: Store.claim. The driver trips over labels in a raw reply, and mongod gives them then."""
+    ran = Counter()
+
+    @through.handler("mail", retries=3)
+    async def mail(job):
+        ran[job.id] += 1
+
+    proxied.fault(Answer(189, write_concern=True), ("findAndModify",), "streamjobs/runner", times=1)
+    async with through.running("w", interval=1.0):
+        job = await through.put("mail")
+        await seen.wait("try", outcome="success")
+    after = await through.get(job.id)
+    # the default server does not know the driver's repeat again: there it is an orphan first
+    assert [one.outcome for one in after.history if one.outcome != "released"] == [None]
+    assert (after.retries, ran[job.id]) == (3, 1)
 
 
 @pytest.mark.parametrize("how", ["hole", "dead"])

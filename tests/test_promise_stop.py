@@ -10,6 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from pymongo import MongoClient
 
 from streamjobs import Queue
 from streamjobs.clock import boot
@@ -183,12 +184,10 @@ def inside():
 
 
 @pytest.mark.skipif(not FILES.is_dir(), reason="needs /proc")
-async def test_a_hundred_starts_and_stops_leave_no_task_thread_socket_cursor_or_file(queue, raw, seen):
+async def test_a_hundred_starts_and_stops_leave_no_task_thread_socket_cursor_or_file(
+    queue, uri, namespace, seen
+):
     queue.handler("mail")(lambda job: None)
-    admin = raw.database.client.admin
-
-    def cursors():
-        return admin.command("serverStatus")["metrics"]["cursor"]["open"]["total"]
 
     async def once():
         async with queue.running("w"):
@@ -196,14 +195,17 @@ async def test_a_hundred_starts_and_stops_leave_no_task_thread_socket_cursor_or_
             await seen.wait("try", job=job.id, outcome="success")
 
     async def settled():
-        """The driver's own threads and sockets end a turn after close()."""
+        """What is open, here and at the server, with no client left but one that looks."""
+        await queue.close()
+        with MongoClient(uri) as looks:
+            cursors = looks.admin.command("serverStatus")["metrics"]["cursor"]["open"]["total"]
         for thread in threading.enumerate():
-            if thread.name.startswith("pymongo_") and not thread.daemon:
-                await asyncio.to_thread(thread.join, 2)
+            if thread.name.startswith("pymongo_"):
+                await asyncio.to_thread(thread.join, 2)  # the driver's end a turn after close()
         gc.collect()
-        return inside(), cursors()
+        return inside(), cursors
 
-    await once()  # what is made once: the put's client, the loop's threads, the database
+    await once()  # what is made once: the loop's threads, the database
     before, open_before = await settled()
     for _ in range(100):
         await once()
@@ -216,4 +218,6 @@ async def test_a_hundred_starts_and_stops_leave_no_task_thread_socket_cursor_or_
         await asyncio.sleep(0.1)  # a server frees a closed connection's things when it notices
     assert more == {"threads": {}, "tasks": {}, "files": {}}
     assert open_after <= open_before
-    assert raw.find_one({"control": "runner"}) is None
+    database, _, name = namespace.partition(".")
+    with MongoClient(uri) as looks:
+        assert looks[database][name].find_one({"control": "runner"}) is None
