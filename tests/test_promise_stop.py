@@ -177,7 +177,8 @@ def inside():
             continue  # the listing's own
         open_files[target.partition(":")[0] if ":" in target else target] += 1
     return {
-        "threads": Counter(thread.name for thread in threading.enumerate()),
+        # not those of the loop's own pool, which fills as it is used
+        "threads": Counter(one.name for one in threading.enumerate() if not one.name.startswith("asyncio_")),
         "tasks": Counter(task.get_name().rstrip("-0123456789") for task in asyncio.all_tasks()),
         "files": open_files,
     }
