@@ -230,7 +230,10 @@ class Claimer:
         else:
             if 2 * taken <= len(ids):
                 self._spread = min(_SPREAD, 2 * self._spread)
-            await self._judge([one for one in wanted if (token, one.name) not in self.held])
+            missed = [one for one in wanted if (token, one.name) not in self.held]
+            ours = await self._judge(missed, token)
+            if ours:  # claimed by a call whose reply was lost, and whose repetition found nothing to claim
+                self._unsettled.append((owner, token, [one for one in missed if one.name in ours]))
 
     async def _settle(self) -> None:
         """Look up a claim that got no answer; what lands later still is released as an orphan."""
@@ -294,15 +297,18 @@ class Claimer:
         )  # fmt: skip
         return held, problem
 
-    async def _judge(self, missed: Sequence[Candidate]) -> None:
-        """Look at what was not claimed: taken by another runner, not due yet, or no job."""
+    async def _judge(self, missed: Sequence[Candidate], token: str) -> set[Any]:
+        """Look at what was not claimed: taken by another runner, not due yet, or no job; those claimed all the same."""
         ahead = self._backlog.ahead(_AHEAD)
         to_be_had: set[Any] = set()
+        ours: set[Any] = set()
         looked_at = {one.name for one in missed}
         for row in await self._store.rows([one.id for one in [*missed, *ahead]]):
+            name = id_key(row["_id"])
+            if row.get("token") == token:
+                ours.add(name)
             if row.get("status") not in RUNNABLE and isinstance(row.get("status"), int):
                 continue
-            name = id_key(row["_id"])
             to_be_had.add(name)
             if name not in looked_at:
                 continue
@@ -314,6 +320,7 @@ class Claimer:
                 now = round(self._clock.now_ms())
                 self._backlog.again(candidate, max(candidate.runat, now + _EARLY_MS))
         self._backlog.drop({one.name for one in ahead} - to_be_had)
+        return ours
 
     def unreadable(self, id_: Any, problem: str) -> None:
         """Report a document that can't be a job, once."""

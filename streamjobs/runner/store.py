@@ -79,7 +79,7 @@ class Store:
         data = {"$cond": [{"$eq": [{"$type": "$data"}, "object"]}, {}, None]}
         stages: list[dict[str, Any]] = [
             {"$match": {"_id": {"$in": list(ids)}}},
-            {"$project": {**_CANDIDATE, "data": data}},
+            {"$project": {**_CANDIDATE, "data": data, "token": "$lease.token"}},
         ]
         return await (await self._ms.aggregate(stages)).to_list()
 
