@@ -71,8 +71,8 @@ def test_a_margin_that_is_none_is_refused(source, margin):
 
 def test_a_check_that_takes_too_long_is_given_up_and_the_others_go_on(source, raw, failpoint, monkeypatch):
     stored(raw)
-    monkeypatch.setattr(doctor, "_LIMIT", 0.5)
-    failpoint("alwaysOn", APP, ["count"], blockConnection=True, blockTimeMS=1500)
+    monkeypatch.setattr(doctor, "_LIMIT", 2.0)
+    failpoint("alwaysOn", APP, ["count"], blockConnection=True, blockTimeMS=5000)
     found = see(source)
     assert found["unreadable"].level is Level.WARN
     assert "given up after" in found["unreadable"].text
