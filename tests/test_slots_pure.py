@@ -159,3 +159,19 @@ def test_ten_thousand_runners_are_shared_out_quickly_enough_for_a_fleet_that_cha
     dealt = assign({one.owner: one.weight for one in fleet(10_000)})
     assert len({holder for holder, _ in dealt.values()}) == COUNT
     assert len({owner for pair in dealt.values() for owner in pair}) > COUNT * 1.9
+
+
+def test_a_full_runner_still_has_to_come_to_what_it_has_not_read():
+    """What was told of while a range is to be read is not in it yet, and waits all the same."""
+    from streamjobs.job import ASAP_MS
+    from streamjobs.runner.backlog import Backlog, Candidate
+
+    backlog = Backlog(["mail"], 1_000)
+    one = Candidate(ObjectId(), "mail", 1, ASAP_MS, None, 0.0, "stream")
+    backlog.offer(one, 0.0, fresh=True)
+    assert backlog.holds(one)
+    for home in backlog._ranges["mail"]:
+        backlog.page(home, [one] if (home.status, home.asap) == (1, True) else [], False, 0.0)
+    assert backlog.holds(one)
+    assert backlog.next(1) == [one]
+    assert not backlog.holds(one)

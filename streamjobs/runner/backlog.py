@@ -252,8 +252,9 @@ class Backlog:
         return [entry[1] for heap in heaps for entry in heap[: -(-count // len(heaps))]]
 
     def holds(self, candidate: Candidate) -> bool:
-        """Whether a candidate waits here to be claimed."""
-        return any(candidate.name in one.ids for one in self._ranges.get(candidate.kind, ()))
+        """Whether a candidate waits here to be claimed, or will be read."""
+        home = self._home(self._ranges.get(candidate.kind, []), candidate)
+        return home is not None and (candidate.name in home.ids or home.will_read(candidate))
 
     def knows(self, kind: str) -> bool:
         """Whether there is something of a kind to claim, or to read."""

@@ -21,7 +21,7 @@ from bson.objectid import ObjectId
 #: Slots there are: one for each value of an ObjectId's last byte.
 COUNT = 256
 #: Runners of a kind up to which each of them listens to all of its jobs.
-HANDFUL = 4
+HANDFUL = 3
 #: The slot of an ``_id`` that is no ObjectId.
 FOREIGN = 0
 

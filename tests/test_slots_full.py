@@ -1,0 +1,143 @@
+"""Runners that share slots when some are full, poll, or stop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from streamjobs.runner import fleet
+from streamjobs.runner.lease import record_id
+from streamjobs.runner.slots import COUNT
+from tests.crew import CALM, crew, document, in_slot
+
+
+async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(queue, raw, seen, monkeypatch):
+    """Guard: Fleet.holding. The watcher is full too, so without it the job waits for a slot or the fallback."""
+    monkeypatch.setattr(fleet, "WATCH", 20.0)
+    go = asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job):
+        if job.data.get("hold"):
+            await go.wait()
+
+    async with crew(queue, 6, concurrency=2) as runners:
+        holder, watcher = runners.of(40)
+        held = [
+            document(_id=in_slot(next(iter(one._fleet._shares["mail"].holds))), data={"hold": True})
+            for one in (holder, watcher)
+            for _ in range(2)
+        ]
+        for one in held:  # one after the other, so that none of them has to be passed on
+            raw.insert_one(one)
+            await seen.wait("try.started", job=one["_id"], timeout=30)
+        assert {one["owner"] for one in seen.of("try.started")} == {holder.owner, watcher.owner}
+        async with asyncio.timeout(30):  # their beats have said so
+            while raw.count_documents({"control": "runner", "free": 0}) < 2:
+                await asyncio.sleep(0.05)
+        holder._fleet._stale = 0.0  # what was read before that is old by now
+        raw.insert_one(one := document(_id=in_slot(40)))
+        (passed,) = await seen.wait("job.passed", job=one["_id"], timeout=15)
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
+        assert seen.of("try", job=one["_id"])[0]["owner"] == passed["to"]
+        assert passed["owner"] == holder.owner
+        assert "passed" not in raw.find_one({"_id": one["_id"]})
+        go.set()
+        await seen.wait("try", outcome="success", count=5, timeout=30)
+    assert len(seen.of("job.passed")) == 1
+
+
+async def test_a_full_fleet_writes_nothing_and_whoever_gets_a_slot_asks(queue, raw, seen, monkeypatch):
+    """Guards: a free slot in the records; Fleet.freed, without which a job waits at its full holder."""
+    monkeypatch.setattr(fleet, "WATCH", 20.0)  # each job is its holder's, however busy the machine
+    go = asyncio.Event()
+    quick = asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job):
+        await (quick if job.data.get("quick") else go).wait()
+
+    async with crew(queue, 6, concurrency=1) as runners:
+        holder, _ = runners.of(8)
+        for one in runners.runners:
+            slot = next(iter(one._fleet._shares["mail"].holds))
+            quickly = one is not holder and one is not runners.of(8)[1]
+            raw.insert_one(each := document(_id=in_slot(slot), data={"quick": quickly}))
+            await seen.wait("try.started", job=each["_id"], timeout=30)
+        async with asyncio.timeout(30):  # all beats have said that nobody is free
+            while raw.count_documents({"control": "runner", "free": {"$gt": 0}}):
+                await asyncio.sleep(0.05)
+        waiting = [document(_id=in_slot(8), data={"quick": True}) for _ in range(3)]
+        raw.insert_many(waiting)
+        reads = []
+        real = holder._sweeper.wake
+        holder._fleet._sweeper = type("Counting", (), {"wake": lambda _: (reads.append(1), real())})()
+        async with asyncio.timeout(30):
+            while len(reads) < 2:
+                await asyncio.sleep(0.05)
+        assert not seen.of("job.passed")
+        assert raw.count_documents({"passed": {"$exists": True}}) == 0
+        holder._fleet._waiting.clear()  # nor shall the beats tell it of them
+        quick.set()  # four slots become free, none of them the holder's or the watcher's
+        for one in waiting:
+            await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
+        go.set()
+        await seen.wait("try", outcome="success", count=9, timeout=30)
+
+
+async def test_a_job_is_passed_on_at_most_once(queue, raw, seen, client, namespace):
+    """Guard: the filter of transitions.pass_on."""
+    from streamjobs import transitions
+
+    raw.insert_one(one := document())
+    first = raw.update_one(*transitions.pass_on(one["_id"], "a", "b", 1))
+    second = raw.update_one(*transitions.pass_on(one["_id"], "b", "c", 2))
+    assert (first.modified_count, second.modified_count) == (1, 0)
+    after = raw.find_one({"_id": one["_id"]})
+    assert {key: after["passed"][key] for key in ("kind", "by", "to", "status")} == {
+        "kind": "mail", "by": "a", "to": "b", "status": 1,
+    }  # fmt: skip
+    raw.update_one({"_id": one["_id"]}, {"$set": {"status": 2}, "$unset": {"passed": 1}})
+    assert raw.update_one(*transitions.pass_on(one["_id"], "b", "c", 2)).matched_count == 0
+
+
+async def test_a_put_in_the_same_process_costs_no_claim_more(queue, seen):
+    """Guard: the slot is asked of a local put too. Taken at once, each costs its holder a lost claim."""
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6):
+        before = len(seen.of("claim"))
+        for _ in range(30):
+            job = await queue.put("mail")
+            await seen.wait("try", job=job.id, outcome="success", timeout=15)
+        assert sum(event["asked"] for event in seen.of("claim")[before:]) <= 33
+
+
+async def test_a_polling_runner_is_given_no_slots_and_takes_what_it_finds(queue, raw, seen):
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 5) as runners, queue.running("polls", **{**CALM, "poll": 0.3}) as polls:
+        assert raw.find_one({"_id": record_id(polls.owner)})["away"] == "polling"
+        for one in runners.runners:
+            one._fleet.seen(await one._store.records())
+        assert sum(len(one._fleet._shares["mail"].holds) for one in runners.runners) == COUNT
+        raw.insert_one(one := document())
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
+
+
+async def test_a_runner_that_stops_says_so_before_it_drains(queue, raw, seen):
+    """Guard: the renewal at the beginning of a stop; its slots move while its handlers end."""
+    go = asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job):
+        if job.data.get("hold"):
+            await go.wait()
+
+    async with crew(queue, 6, beat=9, margin=0.5) as runners:
+        leaver, _ = runners.of(8)
+        raw.insert_one(held := document(_id=in_slot(8), data={"hold": True}))
+        await seen.wait("try.started", job=held["_id"], timeout=30)
+        leaver.stop()
+        async with asyncio.timeout(30):
+            await runners.agreed()
+        assert raw.find_one({"_id": record_id(leaver.owner)})["away"] == "stopping"
+        go.set()
+        await seen.wait("try", job=held["_id"], outcome="success", timeout=30)
