@@ -21,7 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
 from streamjobs import events
-from streamjobs.clients import Source, close_sync
+from streamjobs.clients import HEARTBEAT_MS, Source, close_sync
 from streamjobs.clock import boot
 from streamjobs.settings import Settings
 from streamjobs.transitions import Pipeline, literal
@@ -163,6 +163,7 @@ class Beat(threading.Thread):
                 appname="streamjobs/beat",
                 timeoutMS=int(self._settings.beat * 1000),
                 maxPoolSize=2,
+                heartbeatFrequencyMS=HEARTBEAT_MS,
             )
             self._jobs = self._source.jobs_of(self._client)
             while self._obey(self._renew()):
