@@ -36,6 +36,9 @@ MAJORITY = WriteConcern("majority")
 #: How long a single command may take, in seconds; longer ones are repeated by whoever sent them.
 COMMAND_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 0.3
+#: How often a runner's clients hear of each member, in milliseconds; news comes at once, but an error of a write
+#: concern makes the driver forget what it knew of a member, and ask again only when this is over.
+HEARTBEAT_MS = 1_000
 
 
 def ours(collection: C) -> C:

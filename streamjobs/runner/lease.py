@@ -22,7 +22,7 @@ from pymongo.errors import PyMongoError
 
 from streamjobs import events
 from streamjobs.check import RECORD
-from streamjobs.clients import Source, close_sync
+from streamjobs.clients import HEARTBEAT_MS, Source, close_sync
 from streamjobs.clock import boot
 from streamjobs.runner.turns import Turns
 from streamjobs.settings import Settings
@@ -172,6 +172,7 @@ class Beat(threading.Thread):
                 appname="streamjobs/beat",
                 timeoutMS=int(self._settings.beat * 1000),
                 maxPoolSize=2,
+                heartbeatFrequencyMS=HEARTBEAT_MS,
             )
             self._jobs = self._source.jobs_of(self._client)
             while self._obey(self._renew()):

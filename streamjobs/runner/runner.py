@@ -160,8 +160,9 @@ class Runner:
         settings, loop = self.settings, asyncio.get_running_loop()
         wait_ms = int((settings.stream_wait + clients.COMMAND_TIMEOUT) * 1000)
         client = self._source.connect(
-            AsyncMongoClient, appname="streamjobs/runner", timeoutMS=wait_ms, maxPoolSize=_POOL
-        )
+            AsyncMongoClient, appname="streamjobs/runner", timeoutMS=wait_ms, maxPoolSize=_POOL,
+            heartbeatFrequencyMS=clients.HEARTBEAT_MS,
+        )  # fmt: skip
         self._client = client
         self._store = Store(self._source.jobs_of(client))
         await greet(self._store, self._clock, self._source.namespace, stream=settings.poll is None)

@@ -135,6 +135,7 @@ class Connection:
     async def write(self, message: Message) -> None:
         """Send a reply, once no hole swallows it."""
         await self.passable()
+        self.current = None  # nothing strikes what has been answered
         with suppress(OSError):
             self._writer.write(message.raw)
             await self.wait(self._writer.drain())
