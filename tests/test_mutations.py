@@ -185,14 +185,16 @@ def test_each_mutation_has_its_scene():
 
 @pytest.fixture
 def perform(uri, namespace, tmp_path, failpoint, monkeypatch) -> Callable[..., Awaitable[set[str]]]:
-    async def run(name: str, *, mutated: bool) -> set[str]:
+    async def run(name: str, *, mutated: bool, attempt: int = 0) -> set[str]:
         case = CASES[name]
         mutation = name if mutated and case.here is None else None
-        if mutated and case.here is not None:
+        if mutated and case.here is not None and attempt == 0:
             monkeypatch.setattr(*case.here, getattr(*case.here))  # so that it is undone
             MUTATIONS[name]()
         settings = {**SETTINGS, **case.settings}
-        async with Scene(uri, namespace, tmp_path, settings=settings, apart=True, mutation=mutation) as scene:
+        place, folder = f"{namespace}{attempt}", tmp_path / str(attempt)
+        folder.mkdir()
+        async with Scene(uri, place, folder, settings=settings, apart=True, mutation=mutation) as scene:
             await case.play(Stage(scene, failpoint))
             if not mutated:
                 await scene.check(30)
@@ -209,7 +211,13 @@ async def test_with_the_guard_no_promise_is_broken(name, perform):
     await perform(name, mutated=False)
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", CASES)
 async def test_without_the_guard_the_checker_finds_the_breach(name, perform):
-    found = await perform(name, mutated=True)
-    assert found & CASES[name].breaches, found
+    """One run that shows it is enough; a machine with too much to do may need more than one."""
+    found: set[str] = set()
+    for attempt in range(3):
+        found |= await perform(name, mutated=True, attempt=attempt)
+        if found & CASES[name].breaches:
+            return
+    raise AssertionError(found)
