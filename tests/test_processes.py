@@ -33,7 +33,7 @@ async def eight(scene: Scene) -> None:
 
 @pytest.mark.timeout(300)
 async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_path, python_server):
-    count = 600 if python_server else 5_000
+    count = 300 if python_server else 5_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await eight(scene)
         fleet = scene.fleet
@@ -56,6 +56,7 @@ async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_
             if doc["_id"] in held
             for one in doc["tries"]
             if one.get("outcome") == "lost"
+            and owner in one["err"]  # one that was killed before may have lost it too
         ]
         assert len(lost) == len(held) > 0
         for one in lost:
