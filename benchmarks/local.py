@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks import pickup
 from benchmarks.bench import Bench
-from benchmarks.rows import LESS, Row, percentile
+from benchmarks.rows import Row, latencies
 from streamjobs import Queue, clock
 
 
@@ -42,10 +42,5 @@ async def run(bench: Bench) -> list[Row]:
         theirs.append(await pickup.measure_raw(bench))
         bench.step(f"local {number + 1}")
         mine.append(await ours(bench))
-    rows = []
-    for name, share in (("local_p50", 0.5), ("local_p99", 0.99)):
-        pairs = [percentile(m, share) / percentile(t, share) for m, t in zip(mine, theirs, strict=True)]
-        ms = percentile([percentile(m, share) for m in mine], 0.5) * 1000
-        caveat = f"ours {ms:.2f} ms, the put's own round trip included; raw is woken by an insert in another process"
-        rows.append(Row.of(name, pairs, f"times raw pickup, {LESS}", caveat))
-    return rows
+    caveat = ", the put's own round trip included; raw is woken by an insert in another process"
+    return latencies("local", theirs, mine, "times raw pickup", caveat)

@@ -11,7 +11,7 @@ from pymongo import MongoClient
 
 from benchmarks import raw
 from benchmarks.bench import Bench
-from benchmarks.rows import LESS, Row, percentile
+from benchmarks.rows import Row, latencies
 from streamjobs import Queue, clock
 
 PER_ROUND, WARM = 200, 50
@@ -119,19 +119,7 @@ async def run(bench: Bench) -> list[Row]:
         theirs.append(await measure_raw(bench))
         bench.step(f"pickup {number + 1}")
         mine.append(await measure_ours(bench))
-    rows = []
-    for name, share in (("pickup_p50", 0.5), ("pickup_p99", 0.99)):
-        pairs = [percentile(m, share) / percentile(t, share) for m, t in zip(mine, theirs, strict=True)]
-        ms = percentile([percentile(m, share) for m in mine], 0.5) * 1000
-        rows.append(
-            Row.of(
-                name,
-                pairs,
-                f"times raw, {LESS}",
-                f"ours {ms:.2f} ms; insert in another process, claim by id",
-            )
-        )
-    return rows
+    return latencies("pickup", theirs, mine, "times raw", "; insert in another process, claim by id")
 
 
 if __name__ == "__main__":

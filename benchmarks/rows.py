@@ -42,6 +42,18 @@ class Row:
         )
 
 
+def latencies(
+    name: str, theirs: Sequence[Sequence[float]], mine: Sequence[Sequence[float]], unit: str, caveat: str
+) -> list[Row]:
+    """``name_p50`` and ``name_p99`` of rounds of latencies in seconds."""
+    rows = []
+    for end, share in (("p50", 0.5), ("p99", 0.99)):
+        pairs = [percentile(m, share) / percentile(t, share) for m, t in zip(mine, theirs, strict=True)]
+        ms = percentile([percentile(m, share) for m in mine], 0.5) * 1000
+        rows.append(Row.of(f"{name}_{end}", pairs, f"{unit}, {LESS}", f"ours {ms:.2f} ms{caveat}"))
+    return rows
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     """The value below which this share of them lies (nearest rank)."""
     ordered = sorted(values)

@@ -154,10 +154,3 @@ class LeaseLost(StreamJobsError):  # noqa: N818
             f"job {id_!s} is no longer held by this try: its runner could not renew its lease in time and "
             "another runner may start it; stop here, nothing of this try will be recorded but its loss"
         )
-
-
-def first(error: BaseException) -> BaseException:
-    """The first error of a group: a caller wants to catch ConnectError, not an ExceptionGroup."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    return error  # pyright: ignore[reportUnknownVariableType]

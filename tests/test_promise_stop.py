@@ -68,6 +68,17 @@ async def test_a_claim_that_lands_after_it_was_looked_for_is_released_as_an_orph
         assert [one.outcome for one in after.history] == ["released", None]
 
 
+async def all_released(through, jobs):
+    """Each was claimed and put back, uncharged."""
+    for job in jobs:
+        after = await through.get(job.id)
+        assert (after.state, after.retries, [one.outcome for one in after.history]) == (
+            "new",
+            1,
+            ["released"],
+        )
+
+
 async def test_such_a_claim_is_released_at_stop(through, proxied, seen):
     """Guard: release_orphans in Runner._close. The fallback is far, and stop comes first."""
     ran = []
@@ -78,13 +89,7 @@ async def test_such_a_claim_is_released_at_stop(through, proxied, seen):
         runner.stop()
         await seen.wait("runner.stopped")
     assert not ran
-    for job in jobs:
-        after = await through.get(job.id)
-        assert (after.state, after.retries, [one.outcome for one in after.history]) == (
-            "new",
-            1,
-            ["released"],
-        )
+    await all_released(through, jobs)
 
 
 async def test_a_claim_that_is_under_way_when_stop_is_asked_is_released_unbegun(through, proxied, seen):
@@ -100,13 +105,7 @@ async def test_a_claim_that_is_under_way_when_stop_is_asked_is_released_unbegun(
         hold.release()
         await seen.wait("runner.stopped", held=0)
     assert not ran
-    for job in jobs:
-        after = await through.get(job.id)
-        assert (after.state, after.retries, [one.outcome for one in after.history]) == (
-            "new",
-            1,
-            ["released"],
-        )
+    await all_released(through, jobs)
 
 
 async def test_a_claim_that_lands_after_its_runner_has_gone_comes_back_by_the_lease(

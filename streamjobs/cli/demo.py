@@ -23,7 +23,7 @@ from rich.text import Text
 from streamjobs import events
 from streamjobs.cli import log, place, show
 from streamjobs.cli.demo_jobs import jobs as handlers
-from streamjobs.cli.processes import Hooks, RunnerProcess
+from streamjobs.cli.processes import Hooks, RunnerProcess, caught
 from streamjobs.clock import boot
 from streamjobs.embedded import temporary
 from streamjobs.errors import StreamJobsError
@@ -133,12 +133,8 @@ class Interrupts:
                 self._number = number
                 self._events.put({})
 
-        before = {number: signal.signal(number, note) for number in _SIGNALS}
-        try:
+        with caught(_SIGNALS, note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 @dataclass

@@ -25,6 +25,17 @@ _KILLED = 5.0
 STARTED, JOBS = "started", "jobs"
 
 
+@contextmanager
+def caught(numbers: Sequence[signal.Signals], note: Callable[[int, Any], None]) -> Generator[None]:
+    """Have ``note(number, frame)`` called at these signals for as long as the context is open."""
+    before = {number: signal.signal(number, note) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @dataclass(frozen=True, slots=True)
 class Hooks:
     """What is called as a process goes on, in threads.

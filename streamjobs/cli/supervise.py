@@ -21,7 +21,7 @@ from typing import Any
 
 from streamjobs import events
 from streamjobs.cli import log
-from streamjobs.cli.processes import JOBS, STARTED, Hooks, RunnerProcess, describe_end
+from streamjobs.cli.processes import JOBS, STARTED, Hooks, RunnerProcess, caught, describe_end
 from streamjobs.clock import boot
 
 _LATE = 0.8  # seconds after the stop deadline at which a process is killed, so that all is over within one
@@ -140,13 +140,8 @@ class Supervisor:
                 os._exit(128 + number)
             self._messages.put((None, None, number))
 
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, note) for number in numbers}
-        try:
+        with caught((signal.SIGTERM, signal.SIGINT), note):
             yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _take(self, place: _Place | None, process: RunnerProcess | None, what: Any) -> None:
         if place is None or process is None:

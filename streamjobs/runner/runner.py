@@ -17,7 +17,7 @@ from pymongo.errors import PyMongoError
 from streamjobs import clients, events, local
 from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import ConfigError, ConnectError, first
+from streamjobs.errors import ConfigError, ConnectError
 from streamjobs.handler import Handler
 from streamjobs.indexes import missing
 from streamjobs.job import RUNNABLE, Status, check_name
@@ -72,7 +72,8 @@ class Runner:
         self._handlers = dict(handlers)
         self._clock = ServerClock()
         self._stopping: asyncio.Event | None = None
-        self._stopper = Stopper(settings.stop_deadline)
+        self._outage = Outage(lambda: self._who)
+        self._stopper = Stopper(settings.stop_deadline, self._outage)
         self._client: Any = None
         self._beat: Beat | None = None
         self._error: BaseException | None = None
@@ -125,8 +126,8 @@ class Runner:
         except BaseException as error:
             if isinstance(error, Exception):
                 self._stopper.ask("an error", at_once=True)
-                events.emit("runner.failed", **self._who, **events.about(first(error)))
-                raise first(error) from None
+                events.emit("runner.failed", **self._who, **events.about(error))
+                raise error from None
             self._stopper.ask("cancelled", at_once=True)
             raise
         finally:
@@ -199,7 +200,6 @@ class Runner:
 
     def _make_roles(self, beat: Beat, turns: Turns) -> None:
         settings, trust = self.settings, beat.trust
-        self._outage = Outage(lambda: self._who)
         self._backlog = Backlog(self.kinds, round((settings.period + _AHEAD) * 1000))
         self._finisher = Finisher(self._store, self._clock, lambda: trust.owner, self.name)
         self._executor = Executor(settings.concurrency, self._finisher.put, self._outlived)

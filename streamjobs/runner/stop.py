@@ -16,6 +16,7 @@ from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
+from streamjobs.runner.outage import Outage
 from streamjobs.runner.tasks import end_task
 
 #: By when after the deadline each step is over, in seconds, so that stop returns within one.
@@ -27,8 +28,9 @@ _MOST = 2.0  # seconds that a step gets where the deadline is far
 class Stopper:
     """When stop was asked, how far it has come, and what was left running."""
 
-    def __init__(self, deadline: float) -> None:
+    def __init__(self, deadline: float, outage: Outage) -> None:
         self._deadline = deadline
+        self._outage = outage
         self._at_once = asyncio.Event()
         self._why = ""
         self.asked = asyncio.Event()
@@ -115,9 +117,10 @@ class Stopper:
         await asyncio.wait([task], timeout=self.left(by))
         await end_task(task, 0.1)
         error = task.exception() if task.done() and not task.cancelled() else None
-        if error is not None:
-            known = isinstance(error, PyMongoError)
-            events.emit("server.away" if known else "runner.failed", **who, **events.about(error))
+        if isinstance(error, PyMongoError):
+            self._outage.failed("stop", error)
+        elif error is not None:
+            events.emit("runner.failed", **who, **events.about(error))
 
     async def end_of(self, task: asyncio.Task[None] | None) -> None:
         """End the task that writes outcomes."""

@@ -123,8 +123,8 @@ class Waker:
                 continue
             status, made, seen = int(job.status), job.created, boot()
             one = Candidate(job.id, job.kind, status, runat, made, seen, "put", job.retries)
-            if not self._fleet.lag(job.kind, job.id):
-                self._take(one, fresh=True)
+            if self._fleet.lag(job.kind, job.id) == 0:
+                self._hold(one, fresh=True)
             elif self._fleet.deaf:
                 self.offer(one, fresh=True)
 
@@ -134,8 +134,12 @@ class Waker:
         if lag:
             self._fleet.watch(candidate.id, lag, None if candidate.asap else candidate.runat)
         else:
-            self.offer(candidate, fresh=fresh)
-            self._fleet.holding(candidate)
+            self._hold(candidate, fresh=fresh)
+
+    def _hold(self, candidate: Candidate, *, fresh: bool) -> None:
+        """This runner holds its slot: it takes it, or passes it on."""
+        self.offer(candidate, fresh=fresh)
+        self._fleet.holding(candidate)
 
     def offer(self, candidate: Candidate, *, fresh: bool = False) -> None:
         """Take a candidate in, and try to claim it."""
