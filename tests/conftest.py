@@ -1,4 +1,4 @@
-"""One server per session, one database per test, every event checked against its schema, nothing left behind."""
+"""One server per file, one database per test, every event checked against its schema, nothing left behind."""
 
 from __future__ import annotations
 
@@ -43,9 +43,12 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
-    """The server that all tests share; None where STREAMJOBS_TEST_URI gives one."""
+    """The server that a file's tests share; None where STREAMJOBS_TEST_URI gives one.
+
+    A fresh one for each file: what others have left in its history makes the default server slower and slower.
+    """
     if TEST_URI:
         yield None
         return
@@ -55,12 +58,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
     one.kill()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def uri(server: Server | None) -> str:
     return TEST_URI or server.uri
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def python_server(server: Server | None) -> bool:
     """Whether the shared server is the slow one, for which counts are made smaller."""
     return server is not None and server.program.sort == "python"
