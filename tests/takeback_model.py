@@ -10,6 +10,7 @@ from typing import Any
 
 from streamjobs.clock import ServerClock, boot
 from streamjobs.runner.lease import Trust, fence, in_ms, record_id
+from streamjobs.runner.outage import Outage
 from streamjobs.runner.store import Store
 from streamjobs.runner.takeback import Sweeper
 from streamjobs.settings import Settings
@@ -52,8 +53,9 @@ class Fleet:
         self._empty: dict[str, float] = {}
         self._full = True
         self.sweeper = Sweeper(
-            store, self.clock, self.trust, SETTINGS, "w", lambda: set(self.known), self.offered.extend
-        )
+            store, self.clock, self.trust, SETTINGS, "w",
+            Outage(dict), lambda: set(self.known), lambda records: None, self.offered.extend,
+        )  # fmt: skip
         self.estimate(0)
         self.register(ME)
 

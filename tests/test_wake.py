@@ -118,7 +118,7 @@ async def test_a_claim_before_its_time_is_refused_by_the_server_and_tried_again(
     assert after.history[0].claimed >= after.runat
 
 
-async def test_an_idle_runner_does_not_poll(uri, namespace, seen):
+async def test_an_idle_runner_does_not_poll(uri, namespace, seen, python_server):
     """One stream wait per its period, the beat, the fallback's reads; nothing else."""
     commands: list[str] = []
 
@@ -161,7 +161,9 @@ async def test_an_idle_runner_does_not_poll(uri, namespace, seen):
         counted, periods = list(commands), (clock.boot() - began) / 2
     await source._given.database.client.close()
     assert counted.count("update") <= periods + 2
-    assert counted.count("getMore") <= periods + 2
+    # The default server's wait may end without a change when a write, as the beat's, comes between.
+    woken = counted.count("update") if python_server else 0
+    assert counted.count("getMore") <= periods + 2 + woken
     assert set(counted) <= {"update", "getMore", "find", "hello"}
     assert counted.count("find") <= 2
 
