@@ -24,6 +24,7 @@ RECORD = "runner:"
 #: Bytes of an ``_id``, other than an ObjectId.
 MAX_ID = 1024
 _NO_ID = (Regex, re.Pattern, DBRef, MinKey, MaxKey)
+_FLAT = frozenset({str, int, float, bool, type(None), bytes, datetime, ObjectId})
 _INT32 = 2**31
 _INT64 = 2**63
 _LONGEST = 100 * 365 * 86_400.0  # seconds
@@ -113,7 +114,7 @@ def _check_size(job: Job) -> None:
     document = job.to_document()
     try:
         raw = bson.encode(document, codec_options=CODEC)
-        if job.tries or job.extra:
+        if job.tries or job.extra or not all(type(value) in _FLAT for value in job.data.values()):
             decode(raw)  # raw bytes among them may be broken
         size = len(raw)
     except Exception:  # found again below, where its name is known

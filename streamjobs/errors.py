@@ -17,8 +17,10 @@
     ├── HandlerError                    two handlers of one kind, or no handler
     └── LeaseLost                       this try no longer holds its job
 
-The driver's own errors (``pymongo.errors.PyMongoError``) of reads pass through as they are, and inside a
-caller's transaction all of them do, since their labels tell the caller what to repeat.
+The driver's own errors (``pymongo.errors.PyMongoError``) pass through as they are where the server answered: of
+reads, and of writes that it refused (a missing privilege, a validator or a unique index of yours), of which nothing
+is stored but, in a put_many, the jobs that it did not refuse. Inside a caller's transaction all of them do, since
+their labels tell the caller what to repeat.
 """
 
 from __future__ import annotations

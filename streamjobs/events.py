@@ -131,6 +131,7 @@ CATALOGUE: dict[str, Event] = {
         Event("lease.renewed", "info", "Renewals succeed again.", _RUN),
         Event("lease.untrusted", "error", "The lease could not be renewed in time: what was held is given up.", (*_RUN, "held")),
         Event("lease.lost", "error", "The record was fenced or is gone: what was held is lost; a fresh owner registers.", (*_RUN, "held", "reason")),
+        Event("lease.kept", "warning", "The record of a stopped runner could not be removed; others remove it when its lease is over.", (*_RUN, "error", "message")),
         Event("takeback", "warning", "Jobs of a runner that is gone were freed.", (*_RUN, "taken", "count", "reason")),
         Event("orphans.released", "warning", "Jobs that named this runner without its knowledge were released.", (*_RUN, "count")),
         Event(

@@ -249,7 +249,7 @@ def retry(id_: Any, force: bool) -> Operation[Job]:
     result = yield lambda collection: collection.update_one(guard, update)
     job = yield from get(id_)
     if not result.matched_count:
-        if job.status == Status.WORKING and "lease" not in job.extra:
+        if job.status == Status.WORKING and not _leased(job):
             fix = "no lease names its holder: an original's runner has it or died with it; if you know that it died, force the retry (--force)"
         elif job.status == Status.WORKING:
             fix = "its holder is running it; if that runner died, its lease frees the job by itself" + (
@@ -373,6 +373,15 @@ def _status(status: str | int) -> Status | int:
             "status", status, f"give one of {', '.join(str(known) for known in Status if known)}"
         )
     return parsed
+
+
+def _leased(job: Job) -> bool:
+    """Whether a lease names the job's holder, so that runners can free it."""
+    lease: Any = job.extra.get("lease")
+    return isinstance(lease, dict) and all(
+        isinstance(lease.get(key), str)  # pyright: ignore[reportUnknownMemberType]
+        for key in ("owner", "token")
+    )
 
 
 def _readable(document: Mapping[str, Any]) -> bool:

@@ -187,10 +187,16 @@ def cancel(id_: Any, reason: str) -> Change:
 def retry(id_: Any, by: str, nonce: int, *, force: bool = False) -> Change:
     """[new, waiting, success, failed, cancelled → new] Run it now, with at least one attempt.
 
-    Forced, also a job that is working without a lease: one that an original's runner took and lost.
+    Forced, only a job that is working without a lease that names its holder by two texts: one that an original's
+    runner took and lost, or one whose lease somebody has damaged, which no runner can take back.
     """
     if force:
-        guard: Filter = {"_id": id_, "status": int(Status.WORKING), "lease": None}
+        damaged: Filter = {"$not": {"$type": "string"}}
+        guard: Filter = {
+            "_id": id_,
+            "status": int(Status.WORKING),
+            "$or": [{"lease.owner": damaged}, {"lease.token": damaged}],
+        }
     else:
         allowed = (Status.NEW, Status.WAITING, Status.SUCCESS, Status.FAILED, Status.CANCELLED)
         guard = {"_id": id_, "status": {"$in": [int(status) for status in allowed]}}
@@ -204,7 +210,7 @@ def retry(id_: Any, by: str, nonce: int, *, force: bool = False) -> Change:
             }
         },
         _wake_stage("$kind", by, nonce),
-        {"$unset": "cancel"},
+        {"$unset": ["cancel", "lease"] if force else "cancel"},
     ]
 
 

@@ -54,7 +54,7 @@ class Fleet:
         self._full = True
         self.sweeper = Sweeper(
             store, self.clock, self.trust, SETTINGS, "w",
-            Outage(dict), lambda: set(self.known), lambda records: None, self.offered.extend,
+            Outage(dict), lambda: set(self.known), lambda records: None, self.offered.extend, lambda id_, why: None,
         )  # fmt: skip
         self.estimate(0)
         self.register(ME)

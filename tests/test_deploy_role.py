@@ -11,6 +11,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from streamjobs import ConnectError, PutUnknown, Queue, StreamRefused
+from streamjobs.clock import boot
 from streamjobs.embedded import Server
 from tests.documents import plain
 from tests.test_deploy_privileges import RUNNER_ACTIONS, actions
@@ -110,9 +111,11 @@ async def test_without_this_privilege_a_runner_says_at_start_which_it_misses(
     if action == "changeStream" and guarded.program.sort == "python":
         pytest.skip("this server gives a stream to whoever may find")
     queue = await begun(guarded, action, seen)
+    began = boot()
     with pytest.raises(error, match=said) as caught:
-        async with queue.running("w", **RUNNER):
+        async with queue.running("w", **{**RUNNER, "lease": 60}):
             pass
+    assert boot() - began < 20  # not only when a lease would be over
     assert PASSWORD not in str(caught.value)
     await queue.close()
 
@@ -135,6 +138,8 @@ async def test_without_remove_a_runner_works_and_leaves_its_record_to_its_lease(
         job = await queue.put("mail")
         await seen.wait("try", job=job.id, outcome="success")
     assert owner.count_documents({"control": "runner"}) == 1
+    (event,) = seen.of("lease.kept")
+    assert "not authorized" in event["message"]
 
 
 async def test_without_listindexes_a_runner_works_and_says_that_it_does_not_know(guarded, owner, seen):

@@ -13,6 +13,7 @@ from pymongo.errors import PyMongoError
 
 from streamjobs import ASAP, BadArgument, Job, PutUnknown, Queue, clock, job, operations
 from streamjobs.job import CODEC
+from tests.bad_values import VALUES
 from tests.documents import FAR, server_now
 
 NINE = ["_id", "status", "tries", "created", "runat", "data", "retries", "retryinterval", "kind"]
@@ -109,6 +110,7 @@ async def test_at_is_a_moment_in_any_zone_cut_to_milliseconds(at, queue, raw):
         ("data", {"data": [1]}),
         ("data", {"data": ""}),
         ("data", {"data": {"a": {1, 2}}}),
+        ("data", {"data": {"a": [{"b": VALUES["bad RawBSONDocument"]}]}}),
         ("at", {"at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - what is refused
         ("at", {"at": "tomorrow"}),
         ("at", {"at": datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-5)))}),

@@ -33,6 +33,7 @@ CONTROL = "runner"
 _PREFIX = RECORD
 _NEVER = float("-inf")
 _LAST = 0.5  # seconds for a command once the runner has stopped
+_UNAUTHORIZED = 13
 _RETRY = 0.5  # seconds between attempts while the server is away
 
 
@@ -219,6 +220,8 @@ class Beat(threading.Thread):
             with pymongo.timeout(self._settings.beat):
                 good = self._register(owner) if new else self._extend(owner)
         except PyMongoError as error:
+            if not self.trust.owner and getattr(error, "code", None) == _UNAUTHORIZED:
+                raise  # at the start, and no patience mends it
             self.last_error = error
             self.trust.failed()
             if not self._late and not new:
@@ -289,3 +292,5 @@ class Beat(threading.Thread):
             self.last_error = error
             if not self._ending:
                 self._again.append(command)  # the token fences it: writing it again is safe
+            else:
+                events.emit("lease.kept", runner=self._runner, owner=self.trust.owner, **events.about(error))

@@ -184,8 +184,7 @@ class Runner:
         await self._first_beat()
         await self._check_indexes()
         if settings.poll is None:
-            with suppress(PyMongoError), pymongo.timeout(clients.COMMAND_TIMEOUT):
-                await self._sweeper.look()  # what to hear of
+            await self._sweeper.first()
             await self._open_stream()
         else:
             self._waker.restart_all()
@@ -217,8 +216,7 @@ class Runner:
         )  # fmt: skip
         self._sweeper = Sweeper(
             self._store, self._clock, trust, settings, self.name, self._outage, lambda: self._claimer.tokens,
-            self._fleet.seen,
-            self._waker.offer_back,
+            self._fleet.seen, self._waker.offer_back, self._claimer.unreadable,
         )  # fmt: skip
         self._stream = Stream(
             self._store.jobs, self._fleet.heard, lambda: trust.owner, self.name, settings.stream_wait, self._changed,

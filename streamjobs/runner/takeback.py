@@ -39,13 +39,14 @@ class Sweeper:
         known: the tokens that this runner holds or may hold.
         seen: called with the records, each time that they were read.
         offer: called with the jobs that were put back.
+        report: called with the ``_id`` of a held document that can't be put back, and why.
 
     """
 
     def __init__(
         self, store: Store, clock: ServerClock, trust: Trust, settings: Settings, runner: str,
         outage: Outage, known: Callable[[], set[str]], seen: Callable[[Sequence[dict[str, Any]]], None],
-        offer: Callable[[Sequence[Job]], None],
+        offer: Callable[[Sequence[Job]], None], report: Callable[[Any, str], None],
     ) -> None:  # fmt: skip
         self._store = store
         self._clock = clock
@@ -56,6 +57,7 @@ class Sweeper:
         self._known = known
         self._seen = seen
         self._offer = offer
+        self._report = report
         self._wake = asyncio.Event()
         self._full = True
         self._missing: dict[str, float] = {}
@@ -84,6 +86,14 @@ class Sweeper:
             finally:
                 timer.cancel()
 
+    async def first(self) -> None:
+        """Read the records before the stream opens, to know what to hear of; without an answer, of everything."""
+        try:
+            with pymongo.timeout(COMMAND_TIMEOUT):
+                await self.look()
+        except PyMongoError as error:
+            self._outage.failed("takeback", error)
+
     async def look(self) -> list[dict[str, Any]]:
         """Read the records."""
         records = await self._store.records()
@@ -96,15 +106,17 @@ class Sweeper:
             return _SOON
         full = self._full
         records = await self.look()
-        there = {owner_of(str(record["_id"])) for record in records}
+        # one without a date says nothing of its lease: its jobs are freed as those without a record
+        dated = [record for record in records if date_ms(record.get("ends")) is not None]
+        there = {owner_of(str(record["_id"])) for record in dated}
         self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
         now = self._clock.now_ms()
         wait = self._settings.period
         alive: set[str] = set()
-        for record in records:
+        for record in dated:
             owner = owner_of(str(record["_id"]))
-            ends = date_ms(record.get("ends"))
-            if owner == self._trust.owner or ends is None:
+            ends = date_ms(record.get("ends")) or 0.0
+            if owner == self._trust.owner:
                 alive.add(owner)
             elif record.get("fenced") is not None:
                 await self._free_fenced(owner)
@@ -117,7 +129,7 @@ class Sweeper:
                 wait = min(wait, _SOON)
         if full:
             self._full = False
-            await self._free_missing(alive | there)
+            await self._free_missing(alive | there | {self._trust.owner})
             await self.release_orphans()
         return max(wait, 0.01)
 
@@ -206,9 +218,11 @@ class Sweeper:
         token = lease.get("token")
         try:
             job = Job.from_document({**document, "data": {}})
-        except UnreadableJob:
-            return None  # nothing of ours: a claim takes only what can be a job
+        except UnreadableJob as error:  # a claim takes only what can be a job: somebody has changed it since
+            self._report(document.get("_id"), f"held, and {error.problem}")
+            return None
         if not isinstance(token, str):
+            self._report(job.id, "its lease has no token: if its runner died, force a retry (--force)")
             return None
         nonce = secrets.randbits(31)
         return Claim(job, token, lease.get("claimed"), str(lease.get("owner")), self._trust.owner, nonce)
