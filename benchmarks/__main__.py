@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks import backlog, chart, drain, herd, idle, local, others, pickup, processes, put
+from benchmarks import backlog, chart, drain, herd, idle, killed, local, others, pickup, processes, put
 from benchmarks.bench import Bench, Run
 from benchmarks.rows import FIELDS, Row
 from streamjobs import __version__
@@ -40,6 +40,7 @@ NAMES: dict[str, Run] = {
     "idle": idle.run,
     "processes": processes.run,
     "herd": herd.run,
+    "killed": killed.run,
     "backlog": backlog.run,
     "compare": others.run,
 }

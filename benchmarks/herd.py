@@ -47,8 +47,11 @@ class Delivered(monitoring.CommandListener):
                 self.count += "operationType" in change and isinstance(key.get("_id"), ObjectId)
 
 
-async def host(uri: str, namespace: str, first: int, count: int) -> None:
-    """So many runners, until stdin ends; each line of it asks what was counted since the last one."""
+async def host(uri: str, namespace: str, first: int, count: int, settings: dict[str, float]) -> None:
+    """So many runners, until stdin ends; each line of it asks what was counted since the last one.
+
+    A job whose data has ``hold`` is held for so many seconds by its first try.
+    """
     delivered, asked = Delivered(), 0
     monitoring.register(delivered)
 
@@ -62,9 +65,14 @@ async def host(uri: str, namespace: str, first: int, count: int) -> None:
 
         @jobs.handler("bench")
         async def handler(job: Any) -> None:
-            print(json.dumps({"job": str(job.id), "at": clock.boot(), "runner": number}), flush=True)
+            print(
+                json.dumps({"job": str(job.id), "at": clock.boot(), "runner": number, "try": job.number}),
+                flush=True,
+            )
+            if job.number == 1 and "hold" in job.data:
+                await asyncio.sleep(job.data["hold"])
 
-        await stack.enter_async_context(jobs.running(f"herd-{number}", stop_deadline=1))
+        await stack.enter_async_context(jobs.running(f"herd-{number}", stop_deadline=1, **settings))
 
     loop = asyncio.get_running_loop()
     async with AsyncExitStack() as stack:
@@ -89,10 +97,10 @@ class Fleet:
         self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
-    async def add(self, uri: str, namespace: str, first: int, count: int) -> None:
+    async def add(self, uri: str, namespace: str, first: int, count: int, **settings: float) -> None:
         """Another process."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.herd", uri, namespace, str(first), str(count),
+            sys.executable, "-m", "benchmarks.herd", uri, namespace, str(first), str(count), json.dumps(settings),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self.processes.append(process)
@@ -227,4 +235,4 @@ async def run(bench: Bench) -> list[Row]:
 
 
 if __name__ == "__main__":
-    asyncio.run(host(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])))
+    asyncio.run(host(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])))

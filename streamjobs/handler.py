@@ -117,6 +117,10 @@ def _filler(
             places.append((parameter.name, hint, parameter))
     known = {name for name, hint, _ in places if hint is not Job}
 
+    if not known and not rest and all(one.kind is not one.POSITIONAL_ONLY for *_, one in places):
+        takers = [name for name, *_ in places]  # of the job alone: nothing is filled from its data
+        return lambda job: ((), dict.fromkeys(takers, job))
+
     def arguments(job: Job) -> tuple[tuple[Any, ...], dict[str, Any]]:
         values = [(p, job if hint is Job else _value(job, name, hint, p)) for name, hint, p in places]
         named = {p.name: value for p, value in values if p.kind is not p.POSITIONAL_ONLY}

@@ -16,11 +16,12 @@ from typing import Any, TypeVar, cast
 from bson.datetime_ms import DatetimeMS
 from bson.int64 import Int64
 from bson.objectid import ObjectId
+from bson.raw_bson import RawBSONDocument
 from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, WriteConcernError
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import events, transitions
-from streamjobs.check import check_id, check_job, mapping
+from streamjobs.check import check_id, check_job, encoded, mapping
 from streamjobs.clock import ServerClock, boot, wall
 from streamjobs.errors import BadArgument, JobNotFound, JobState, PutUnknown
 from streamjobs.indexes import Index, missing
@@ -100,7 +101,7 @@ def draft(
 
 
 def many(jobs: Iterable[Job]) -> list[Job]:
-    """Checked jobs of a call of put_many; of a source without an end no more is taken than a call may have."""
+    """The jobs of a call of put_many, which checks them; of a source without an end no more is taken than a call may have."""
     if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(cast("Any", jobs), Iterable):
         raise BadArgument("jobs", cast("Any", jobs), "give Jobs, made by queue.job(...)")
     some = list(itertools.islice(jobs, MAX_JOBS + 1))
@@ -109,7 +110,7 @@ def many(jobs: Iterable[Job]) -> list[Job]:
     for job in some:
         if not isinstance(cast("Any", job), Job):
             raise BadArgument("jobs", job, "give Jobs, made by queue.job(...)")
-    return [check_job(job) for job in some]
+    return some
 
 
 def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list[Job]]:
@@ -117,15 +118,17 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     if not jobs:
         return []
     began = boot()
-    if not clock.known:
-        yield from learn(clock)  # pays for connecting, so it is a poor sample
-        yield from learn(clock)
-    elif clock.stale:
+    if clock.stale:
+        for job in jobs:
+            check_job(job)  # all of them, before anything is sent
+        if not clock.known:
+            yield from learn(clock)  # pays for connecting, so it is a poor sample
         yield from learn(clock)
     _date(jobs, clock)
-    documents = [job.to_document() for job in jobs]
+    # as it was checked, and not encoded once more by the driver
+    documents = [RawBSONDocument(encoded(job)) for job in jobs]
     try:
-        yield from _insert(documents, session)
+        yield from _insert(documents, [job.id for job in jobs], session)
     except PyMongoError as error:
         if session is not None or not _unanswered(error):
             raise
@@ -140,7 +143,7 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     return list(jobs)
 
 
-def _insert(documents: list[dict[str, Any]], session: Any) -> Operation[None]:
+def _insert(documents: list[RawBSONDocument], given: list[Any], session: Any) -> Operation[None]:
     """Insert; documents that are there already must be there by a majority, as the others will be."""
     try:
         if len(documents) == 1:
@@ -158,7 +161,7 @@ def _insert(documents: list[dict[str, Any]], session: Any) -> Operation[None]:
     else:
         return
     # the driver does not say whether a majority has the earlier write: ask
-    ids = list({id_key(document["_id"]): document["_id"] for document in documents}.values())
+    ids = list({id_key(id_): id_ for id_ in given}.values())
     for start in range(0, len(ids), _LOOK):
         some = ids[start : start + _LOOK]
         there = yield _majority_count(some)
@@ -320,9 +323,10 @@ def _throw(operation: Operation[Any], error: BaseException) -> Any:
 
 def _date(jobs: Iterable[Job], clock: ServerClock) -> None:
     now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
+    created = _cut(now)
     for job in jobs:
         if job.estimated:  # a job that is put again keeps its dates
-            job.created = _cut(now)
+            job.created = created
             job.estimated = False
             if job.delay is not None:
                 job.runat = _cut(now + timedelta(seconds=job.delay))

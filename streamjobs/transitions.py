@@ -19,7 +19,7 @@ from typing import Any
 
 from bson.int64 import Int64
 
-from streamjobs.job import ASAP, RUNNABLE, Job, Status, Try, date_ms
+from streamjobs.job import ASAP, RUNNABLE, Job, Status, Try
 
 Filter = dict[str, Any]
 Pipeline = list[dict[str, Any]]
@@ -269,7 +269,7 @@ def _finish(
     cancel: str | None = None,
 ) -> Change:
     """End a claim with its one try. Without a status the job is put back as it was due."""
-    asap = after_ms is None and date_ms(claim.job.runat) == date_ms(ASAP)
+    asap = after_ms is None and claim.job.asap
     ends = status in (Status.SUCCESS, Status.FAILED, Status.CANCELLED)
     now = status if ends and status is not None else Status.NEW if asap else Status.WAITING
     fields: dict[str, Any] = {

@@ -8,7 +8,7 @@ that safe, and tells afterwards whether an earlier write has landed.
 from __future__ import annotations
 
 import asyncio
-import secrets
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ _BATCH = 200
 
 def change_of(held: Held, ended: Ended, owner: str, clock: ServerClock) -> Change:
     """The transition that an outcome is."""
-    claim = held.claim(owner, secrets.randbits(31), clock)
+    claim = held.claim(owner, random.getrandbits(31), clock)
     match ended.outcome:
         case "success":
             return transitions.succeed(claim)
