@@ -275,6 +275,7 @@ def _finish(
     fields: dict[str, Any] = {
         "status": literal(int(now)),
         "tries": {"$concatArrays": [*_kept(claim.job), [entry]]},
+        "lease": "$$REMOVE",
     }
     if retries is not None:
         fields["retries"] = literal(max(retries, _LEAST_RETRIES))
@@ -284,9 +285,9 @@ def _finish(
     if cancel is not None:
         fields["cancel"] = {"when": "$$NOW", "reason": literal(cut(cancel, MAX_ERROR))}
     guard: Filter = {"_id": claim.job.id, "status": int(Status.WORKING), "lease.token": claim.token}
-    pipeline: Pipeline = [{"$set": fields}, {"$unset": "lease"}]
+    pipeline: Pipeline = [{"$set": fields}]
     if not ends:
-        pipeline.insert(1, _wake_stage(literal(claim.job.kind), claim.owner, claim.nonce))
+        pipeline.append(_wake_stage(literal(claim.job.kind), claim.owner, claim.nonce))
     return guard, pipeline
 
 

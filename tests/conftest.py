@@ -30,8 +30,31 @@ TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
 _VALIDATORS = {one["title"]: Draft202012Validator(one) for one in events.schema()["oneOf"]}
 
 
+#: Files that take long, mostly by waiting, the longest first: with ``-n`` each worker begins with one of them, and
+#: those that hold a promise to its seconds are over when the busy ones begin.
+LONG = (
+    "test_promise_lateness.py", "test_promise_nothing_lost.py", "test_promise_elections.py", "test_chaos.py",
+    "test_mutations.py", "test_processes.py", "test_supervise.py", "test_cli.py", "test_running.py", "test_stop.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Side by side, the order of the files is ours, and each worker has servers of its own."""
+    if getattr(config.option, "numprocesses", None):
+        if TEST_URI:
+            raise pytest.UsageError(
+                "STREAMJOBS_TEST_URI names one server, whose faults would reach other tests: leave out -n"
+            )
+        config.option.loadscopereorder = False
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A connection that the driver was making when its server vanished is left to the collector, with a warning."""
+    """Long files first.
+
+    And: a connection that the driver was making when its server vanished is left to the collector, with a warning.
+    """
+    place = {name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
     for item in items:
         if "driver_litter" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import threading
 from collections import Counter
-from contextlib import nullcontext
+from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -28,19 +28,21 @@ async def through(proxied, namespace, queue):
         yield one
 
 
-async def lost_claim(proxied, through, seen, jobs):
-    """Put jobs whose claim is looked for before it lands; later claims do not get through."""
+@asynccontextmanager
+async def lost_claim(proxied, through, seen, jobs, **settings):
+    """A runner whose first claim is looked for before it lands; later ones do not get through."""
     hold = Hold(drop=True)
+    await through.put_many(jobs)  # before it comes, so that one claim takes them all
     rule = proxied.fault(hold, **CLAIMS, times=1)
     later = proxied.fault(Drop(), **CLAIMS)
-    await through.put_many(jobs)
-    await rule.hit()
-    await seen.wait("claim.settled", count=1)
-    assert {(await through.get(job.id)).state for job in jobs} == {"new"}  # looked for, and not there
-    hold.release()
-    assert await asyncio.to_thread(hold.delivered.wait, 10)
-    assert {(await through.get(job.id)).state for job in jobs} == {"working"}  # it has landed
-    return later
+    async with through.running("w", concurrency=20, **settings) as runner:
+        await rule.hit()
+        await seen.wait("claim.settled", count=1)
+        assert {(await through.get(job.id)).state for job in jobs} == {"new"}  # looked for, and not there
+        hold.release()
+        assert await asyncio.to_thread(hold.delivered.wait, 10)
+        assert {(await through.get(job.id)).state for job in jobs} == {"working"}  # it has landed
+        yield runner, later
 
 
 @pytest.mark.parametrize("count", [2, 9])
@@ -54,9 +56,8 @@ async def test_a_claim_that_lands_after_it_was_looked_for_is_released_as_an_orph
     async def mail(job):
         ran[job.id] += 1
 
-    async with through.running("w", concurrency=20, interval=1.0):
-        jobs = [through.job("mail") for _ in range(count)]
-        later = await lost_claim(proxied, through, seen, jobs)
+    jobs = [through.job("mail") for _ in range(count)]
+    async with lost_claim(proxied, through, seen, jobs, interval=1.0) as (_, later):
         landed = boot()
         await seen.wait("orphans.released")
         print(f"FIGURE orphan released {boot() - landed:.2f} s after it landed, period 1 s")
@@ -83,9 +84,8 @@ async def test_such_a_claim_is_released_at_stop(through, proxied, seen):
     """Guard: release_orphans in Runner._close. The fallback is far, and stop comes first."""
     ran = []
     through.handler("mail", retries=1)(lambda job: ran.append(job.id))
-    async with through.running("w", concurrency=20, interval=60) as runner:
-        jobs = [through.job("mail") for _ in range(4)]
-        await lost_claim(proxied, through, seen, jobs)
+    jobs = [through.job("mail") for _ in range(4)]
+    async with lost_claim(proxied, through, seen, jobs, interval=60) as (runner, _):
         runner.stop()
         await seen.wait("runner.stopped")
     assert not ran
@@ -95,10 +95,10 @@ async def test_such_a_claim_is_released_at_stop(through, proxied, seen):
 async def test_a_claim_that_is_under_way_when_stop_is_asked_is_released_unbegun(through, proxied, seen):
     ran = []
     through.handler("mail", retries=1)(lambda job: ran.append(job.id))
+    hold = Hold()
+    jobs = await through.put_many([through.job("mail") for _ in range(4)])
+    rule = proxied.fault(hold, **CLAIMS, times=1)
     async with through.running("w", concurrency=20) as runner:
-        hold = Hold()
-        rule = proxied.fault(hold, **CLAIMS, times=1)
-        jobs = await through.put_many([through.job("mail") for _ in range(4)])
         await rule.hit()
         runner.stop()
         await seen.wait("runner.stopping")
@@ -115,10 +115,10 @@ async def test_a_claim_that_lands_after_its_runner_has_gone_comes_back_by_the_le
     through.handler("mail", retries=3)(lambda job: None)
     queue.handler("mail", retries=3)(lambda job: None)
     hold = Hold(drop=True)
+    jobs = await through.put_many([through.job("mail") for _ in range(4)])
+    rule = proxied.fault(hold, **CLAIMS, times=1)
+    proxied.fault(Drop(), **CLAIMS)
     async with through.running("w", stop_deadline=0.1, concurrency=20, **FAST):
-        rule = proxied.fault(hold, **CLAIMS, times=1)
-        proxied.fault(Drop(), **CLAIMS)
-        jobs = await through.put_many([through.job("mail") for _ in range(4)])
         await rule.hit()
     assert raw.find_one({"control": "runner"}) is None
     hold.release()

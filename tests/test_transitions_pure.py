@@ -111,7 +111,7 @@ def test_each_end_of_a_claim_is_a_fenced_filter_and_a_pipeline_without_foreign_e
         assert isinstance(added["amount"], Int64)
     wakes = [stage["$set"]["wake"] for stage in pipeline if "wake" in stage.get("$set", {})]
     assert len(wakes) == (1 if status in ("new", "waiting") else 0)
-    assert {"$unset": "lease"} in pipeline
+    assert fields["lease"] == "$$REMOVE"
     operands = fields["tries"]["$concatArrays"]
     entry = operands[-1][0]
     assert len(operands[-1]) == 1
