@@ -147,36 +147,6 @@ async def test_jobs_whose_owner_has_no_record_are_freed_after_a_lease(queue, raw
     assert boot() - began >= FAST["lease"]
 
 
-@pytest.mark.parametrize("ends", [None, "soon", 7])
-async def test_jobs_whose_owners_record_has_no_date_are_freed_after_a_lease(ends, queue, raw, seen):
-    """Such a record vouches for nobody; its runner, if it lives, dates it again with its next beat."""
-    queue.handler("mail")(lambda job: None)
-    dead_runner(raw)
-    raw.update_one({"_id": "runner:gone:1:abc"}, {"$set": {"ends": ends}})
-    id_ = held_job(raw, "gone:1:abc")
-    began = boot()
-    async with queue.running("w", **FAST):
-        await seen.wait("takeback", reason="it has no record")
-        await seen.wait("try", job=id_, outcome="success")
-    assert boot() - began >= FAST["lease"]
-
-
-@pytest.mark.parametrize("damage", [{"lease.token": 7}, {"kind": 7}])
-async def test_a_held_document_that_cannot_be_freed_is_reported_once(damage, queue, raw, seen):
-    queue.handler("mail")(lambda job: None)
-    dead_runner(raw)
-    id_, other = held_job(raw, "gone:1:abc"), held_job(raw, "gone:1:abc")
-    raw.update_one({"_id": id_}, {"$set": damage})
-    async with queue.running("w", **FAST):
-        (told,) = await seen.wait("job.unreadable", job=id_)
-        await seen.wait("try", job=other, outcome="success")
-        later = held_job(raw, "gone:1:abc")
-        await seen.wait("try", job=later, outcome="success")
-    assert len(seen.of("job.unreadable", job=id_)) == 1
-    assert ("force" in told["reason"]) == ("lease.token" in damage)
-    assert raw.find_one({"_id": id_})["status"] == 2
-
-
 async def test_a_claim_that_lands_after_the_sweep_is_found_by_the_next(queue, raw, seen):
     queue.handler("mail")(lambda job: None)
     dead_runner(raw)

@@ -83,23 +83,3 @@ async def test_a_reason_that_bson_cannot_hold_is_stored_as_well_as_it_can_be(que
     back = await queue.cancel(stored(raw), "a\udc80" + "b" * 10_000)
     assert back.extra["cancel"]["reason"].startswith("a?bbb")
     assert len(back.extra["cancel"]["reason"]) == 4_000
-
-
-DAMAGED = {
-    "no token": {"owner": "o"},
-    "a number for a token": {"owner": "o", "token": 7},
-    "a number for an owner": {"owner": 7, "token": "t"},
-    "nothing": {},
-    "a text": "o",
-    "null": None,
-}
-
-
-@pytest.mark.parametrize("how", DAMAGED)
-async def test_force_retries_a_working_job_whose_lease_is_damaged(how, queue, raw):
-    """No runner can take such a job back: its fence is a token, and a record is found by a text."""
-    id_ = stored(raw, status=2, lease=DAMAGED[how])
-    with pytest.raises(JobState, match="force the retry"):
-        await queue.retry(id_)
-    assert (await queue.retry(id_, force=True)).status == Status.NEW
-    assert "lease" not in raw.find_one({"_id": id_})

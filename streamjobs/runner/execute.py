@@ -29,6 +29,7 @@ SOON = 0.05
 #: Seconds after which one that has not begun is given back.
 LONG = 1.0
 _RECENT = 0.2  # seconds over which the pace is counted
+_LEAST = 0.0001  # seconds that handlers took, at least
 
 
 class Executor:
@@ -54,7 +55,9 @@ class Executor:
         self.freed: Callable[[], None] = lambda: None
         self._tasks: dict[Held, asyncio.Task[None]] = {}
         self._ready: deque[Held] = deque()
-        self._ends: deque[float] = deque()
+        self._ends: deque[tuple[float, float]] = deque()  # when, and seconds since the one before
+        self._busy = 0.0  # seconds, the sum of those
+        self._since = 0.0  # the last end, or when a handler began with none beside it
         self._giving_back: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -68,13 +71,14 @@ class Executor:
         """How many jobs would begin at once, and how many more soon, at the pace at which handlers end.
 
         The second is bounded by time, not by number: workers that lock a backlog ahead leave others idle
-        beside them. It is zero while over half of it is in hand, so that claims come in batches.
+        beside them. It is zero while over half of it is in hand, so that claims come in batches. The pace is
+        that of the handlers: time in which none ran, for want of jobs, does not count.
         """
         free = self._slots - len(self._tasks) - len(self._ready)
-        now = boot()
-        while self._ends and self._ends[0] < now - _RECENT:
-            self._ends.popleft()
-        soon = int(len(self._ends) * SOON / _RECENT)
+        late = boot() - _RECENT
+        while self._ends and self._ends[0][0] < late:
+            self._busy -= self._ends.popleft()[1]
+        soon = int(len(self._ends) * SOON / max(self._busy, _LEAST)) if self._ends else 0
         if free >= 0:
             return free, soon
         return 0, 0 if -2 * free > soon else soon + free
@@ -96,6 +100,8 @@ class Executor:
                 self._give_back_later()
 
     def _begin(self, held: Held) -> None:
+        if not self._tasks:
+            self._since = boot()
         held.task = asyncio.create_task(self._one(held), name=f"streamjobs try {held.job.id}")
         self._tasks[held] = held.task
 
@@ -173,7 +179,10 @@ class Executor:
                 self._orphaned(held, _trusted(held, held.result))
         finally:
             self._tasks.pop(held, None)
-            self._ends.append(boot())
+            now = boot()
+            self._ends.append((now, now - self._since))
+            self._busy += now - self._since
+            self._since = now
             while self._ready and len(self._tasks) < self._slots:
                 self._begin(self._ready.popleft())
             self._changed.set()
@@ -235,7 +244,12 @@ class Executor:
         return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=False)
 
 
+_SUCCESS = Ended("success")
+
+
 def _returned(value: Any) -> Ended:
+    if value is None:
+        return _SUCCESS
     if isinstance(value, Snooze):
         return Ended("snoozed", delay=float(value.delay))
     if isinstance(value, Cancel):
@@ -243,7 +257,7 @@ def _returned(value: Any) -> Ended:
     if asyncio.iscoroutine(value):
         value.close()
         return Ended("failure", "the handler returned a coroutine: define it with async def", "TypeError")
-    return Ended("success")
+    return _SUCCESS
 
 
 def _raised(error: BaseException) -> Ended:
