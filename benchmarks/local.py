@@ -11,8 +11,8 @@ from benchmarks.rows import Row, latencies
 from streamjobs import Queue, clock
 
 
-async def ours(bench: Bench) -> list[float]:
-    """Latencies in seconds."""
+async def ours(bench: Bench) -> tuple[list[float], list[float]]:
+    """Latencies in seconds: from the call of put, and from its return, when the job is acknowledged."""
     async with Queue(bench.uri, bench.fresh()) as jobs:
         await jobs.create_indexes()
         begun: asyncio.Queue[float] = asyncio.Queue()
@@ -21,26 +21,34 @@ async def ours(bench: Bench) -> list[float]:
         async def handler(job: Any) -> None:
             begun.put_nowait(clock.boot())
 
-        async def sample() -> float:
-            began = clock.boot()
+        async def sample() -> tuple[float, float]:
+            called = clock.boot()
             await jobs.put("bench", retries=5)
-            latency = await asyncio.wait_for(begun.get(), 10) - began
+            acknowledged = clock.boot()
+            at = await asyncio.wait_for(begun.get(), 10)
             await asyncio.sleep(pickup.PAUSE)
-            return latency
+            return at - called, at - acknowledged
 
         async with jobs.running("bench"):
             for _ in range(pickup.WARM):
                 await sample()
-            return [await sample() for _ in range(bench.of(pickup.PER_ROUND, 60))]
+            taken = [await sample() for _ in range(bench.of(pickup.PER_ROUND, 60))]
+            return [one for one, _ in taken], [one for _, one in taken]
 
 
 async def run(bench: Bench) -> list[Row]:
     """Rounds in turn."""
-    theirs, mine = [], []
+    theirs, called, acknowledged = [], [], []
     for number in range(bench.rounds):
         bench.step(f"local {number + 1}, raw pickup")
         theirs.append(await pickup.measure_raw(bench))
         bench.step(f"local {number + 1}")
-        mine.append(await ours(bench))
-    caveat = ", the put's own round trip included; raw is woken by an insert in another process"
-    return latencies("local", theirs, mine, "times raw pickup", caveat)
+        for kept, one in zip((called, acknowledged), await ours(bench), strict=True):
+            kept.append(one)
+    caveat = "; raw is woken by an insert in another process, its insert included"
+    return [
+        *latencies("local", theirs, called, "times raw pickup", f"{caveat}, as is the put's own here"),
+        *latencies(
+            "local_acked", theirs, acknowledged, "times raw pickup", f" after the put returned{caveat}"
+        ),
+    ]
