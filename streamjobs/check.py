@@ -71,13 +71,14 @@ def check_job(job: Job) -> Job:
 
 def encoded(job: Job) -> bytes:
     """A job's document as BSON, or BadArgument if it could not be stored, or not be read back."""
-    if not _is_usual(job):
-        _check_fields(job)
+    check_fields(job)
     return _encode(job)
 
 
-def _check_fields(job: Job) -> None:
-    """Refuse what is wrong by itself, whatever the rest is."""
+def check_fields(job: Job) -> None:
+    """Refuse what is wrong by itself, whatever its size and whatever is in its data."""
+    if _is_usual(job):
+        return
     job.kind = check_kind(job.kind)
     _check_new_id(job.id)
     if not isinstance(cast("Any", job.tries), list):

@@ -37,11 +37,14 @@ CODEC: CodecOptions[dict[str, Any]] = CodecOptions(
     datetime_conversion=DatetimeConversion.DATETIME_AUTO,
     uuid_representation=UuidRepresentation.STANDARD,
 )
-#: The same, not decoded before someone looks: one unreadable document must not cost its batch.
-RAW_CODEC: CodecOptions[RawBSONDocument] = CODEC.with_options(document_class=RawBSONDocument)
+#: The same, not decoded before someone looks: one unreadable document must not cost its batch, nor must a text of
+#: bytes that are no UTF-8, which servers store; replaced, it is equal to nothing there.
+RAW_CODEC: CodecOptions[RawBSONDocument] = CODEC.with_options(
+    document_class=RawBSONDocument, unicode_decode_error_handler="replace"
+)
 #: Dates as plain milliseconds, for comparing and asking.
 MS_CODEC: CodecOptions[dict[str, Any]] = CODEC.with_options(
-    datetime_conversion=DatetimeConversion.DATETIME_MS
+    datetime_conversion=DatetimeConversion.DATETIME_MS, unicode_decode_error_handler="replace"
 )
 
 #: Largest document that put accepts. The server's limit is 16 MiB; the rest is kept for a hundred tries.

@@ -21,7 +21,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, Writ
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import events, transitions
-from streamjobs.check import check_id, check_job, encoded, mapping
+from streamjobs.check import check_fields, check_id, check_job, encoded, mapping
 from streamjobs.clock import ServerClock, boot, wall
 from streamjobs.errors import BadArgument, JobNotFound, JobState, PutUnknown
 from streamjobs.indexes import Index, missing
@@ -118,15 +118,21 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     if not jobs:
         return []
     began = boot()
-    if clock.stale:
-        for job in jobs:
-            check_job(job)  # all of them, before anything is sent
-        if not clock.known:
-            yield from learn(clock)  # pays for connecting, so it is a poor sample
+    stale = clock.stale
+    for job in jobs:  # all of them, before anything is sent
+        (check_job if stale else check_fields)(job)
+    if not clock.known:
+        yield from learn(clock)  # pays for connecting, so it is a poor sample
+    if stale:
         yield from learn(clock)
-    _date(jobs, clock)
-    # as it was checked, and not encoded once more by the driver
-    documents = [RawBSONDocument(encoded(job)) for job in jobs]
+    undated = _date(jobs, clock)
+    try:
+        # as it was checked, and not encoded once more by the driver
+        documents = [RawBSONDocument(encoded(job)) for job in jobs]
+    except BadArgument:
+        for job, created, runat in undated:  # nothing is sent: they are as they were
+            job.created, job.runat, job.estimated = created, runat, True
+        raise
     try:
         yield from _insert(documents, [job.id for job in jobs], session)
     except PyMongoError as error:
@@ -216,7 +222,7 @@ def list_jobs(
         wanted.setdefault("status", {"$in": [int(runnable) for runnable in RUNNABLE]})
         wanted["runat"] = {"$lte": now} if due else {"$gt": now}
     found = yield lambda collection: collection.find(wanted).sort("_id", -1).limit(limit).to_list()
-    jobs = [Job.from_document(document) for document in found if _readable(document)]
+    jobs = [Job.from_document(document) for document in found if problem_of(document) is None]
     # ids of one second are in no order across processes; their dates are
     return sorted(jobs, key=lambda job: date_ms(job.created) or 0, reverse=True)
 
@@ -256,7 +262,7 @@ def retry(id_: Any, force: bool) -> Operation[Job]:
             fix = "no lease names its holder: an original's runner has it or died with it; if you know that it died, force the retry (--force)"
         elif job.status == Status.WORKING:
             fix = "its holder is running it; if that runner died, its lease frees the job by itself" + (
-                "" if not force else " (force is only for jobs without a lease)"
+                "" if not force else " (force is only for jobs that no lease names a holder of)"
             )
         else:
             fix = "only new, waiting, success, failed and cancelled jobs can be retried"
@@ -321,15 +327,19 @@ def _throw(operation: Operation[Any], error: BaseException) -> Any:
         return _Done(done.value)
 
 
-def _date(jobs: Iterable[Job], clock: ServerClock) -> None:
+def _date(jobs: Iterable[Job], clock: ServerClock) -> list[tuple[Job, Any, Any]]:
+    """Date jobs by the server's clock; those that were, with their dates before."""
+    dated: list[tuple[Job, Any, Any]] = []
     now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
     created = _cut(now)
     for job in jobs:
         if job.estimated:  # a job that is put again keeps its dates
+            dated.append((job, job.created, job.runat))
             job.created = created
             job.estimated = False
             if job.delay is not None:
                 job.runat = _cut(now + timedelta(seconds=job.delay))
+    return dated
 
 
 def _utc(at: datetime) -> datetime:
@@ -381,12 +391,6 @@ def _status(status: str | int) -> Status | int:
 
 def _leased(job: Job) -> bool:
     """Whether a lease names the job's holder, so that runners can free it."""
-    lease: Any = job.extra.get("lease")
-    return isinstance(lease, dict) and all(
-        isinstance(lease.get(key), str)  # pyright: ignore[reportUnknownMemberType]
-        for key in ("owner", "token")
-    )
-
-
-def _readable(document: Mapping[str, Any]) -> bool:
-    return problem_of(document) is None
+    found: Any = job.extra.get("lease")
+    lease: Any = found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+    return all(isinstance(lease.get(key), str) and lease[key] for key in ("owner", "token"))

@@ -200,7 +200,8 @@ class Queue:
 
         Args:
             id: a new, waiting, success, failed or cancelled job's.
-            force: for a job that is working without a lease, left so by an original's runner that died.
+            force: for a job that is working without a lease, left so by an original's runner that died, or with one
+                that somebody has damaged. It is recorded as a lost try: its handler may have begun.
 
         Raises:
             JobNotFound, JobState: it is not there, or its status does not allow it.

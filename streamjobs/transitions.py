@@ -32,7 +32,9 @@ MAX_ERROR = 4_000
 MAX_TRACE = 4_000
 #: The least wait after a second loss in a row, so that a job that kills its process does not kill a fleet.
 LOST_AGAIN_MS = 1_000
-_LEAST_RETRIES = -(2**31)  # one below the least that was read might not fit into BSON
+_INT32 = 2**31
+_LEAST_RETRIES = -_INT32  # one below the least that was read might not fit into BSON
+_FORCED = "lost: its retry was forced"
 _FOREVER_MS = 200 * 365 * 86_400_000  # a later date may be outside what other writers can read
 
 
@@ -191,24 +193,25 @@ def retry(id_: Any, by: str, nonce: int, *, force: bool = False) -> Change:
     runner took and lost, or one whose lease somebody has damaged, which no runner can take back.
     """
     if force:
-        damaged: Filter = {"$not": {"$type": "string"}}
-        guard: Filter = {
-            "_id": id_,
-            "status": int(Status.WORKING),
-            "$or": [{"lease.owner": damaged}, {"lease.token": damaged}],
-        }
+        # a path that leads into an array would match the texts in it
+        damaged: list[Filter] = [{"lease": {"$type": "array"}}]
+        for path in ("lease.owner", "lease.token"):
+            damaged += [{path: {"$not": {"$type": "string"}}}, {path: {"$type": "array"}}, {path: ""}]
+        guard: Filter = {"_id": id_, "status": int(Status.WORKING), "$or": damaged}
     else:
         allowed = (Status.NEW, Status.WAITING, Status.SUCCESS, Status.FAILED, Status.CANCELLED)
         guard = {"_id": id_, "status": {"$in": [int(status) for status in allowed]}}
     enough = {"$and": [{"$isNumber": "$retries"}, {"$gte": ["$retries", 1]}]}
+    fields: dict[str, Any] = {
+        "status": literal(int(Status.NEW)),
+        "runat": literal(ASAP),
+        "retries": {"$cond": [enough, "$retries", literal(1)]},
+    }
+    if force:  # whose handler may have begun, so that the next try needs the next number
+        note = {"runner": literal(""), "when": "$$NOW", "err": literal(_FORCED), "outcome": literal("lost")}
+        fields["tries"] = {"$concatArrays": [_TRIES, [note]]}
     return guard, [
-        {
-            "$set": {
-                "status": literal(int(Status.NEW)),
-                "runat": literal(ASAP),
-                "retries": {"$cond": [enough, "$retries", literal(1)]},
-            }
-        },
+        {"$set": fields},
         _wake_stage("$kind", by, nonce),
         {"$unset": ["cancel", "lease"] if force else "cancel"},
     ]
@@ -307,6 +310,7 @@ def _kept(job: Job) -> list[Any]:
         known: Any = entry if isinstance(entry, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
         folded += Try.from_document(known).folded or 1
         last = known.get("when") or last
+    folded = min(folded, _INT32 - 1)  # whatever others have written there
     note = {
         "runner": "",
         "when": last,

@@ -52,6 +52,17 @@ async def test_without_a_pace_only_the_free_slots_are_claimed(retries, queue, ra
         assert raw.count_documents({"status": 2}) == 3
 
 
+async def test_one_quick_job_is_no_pace_for_a_backlog_of_long_ones(queue, raw, seen, handled):
+    """Guard: no more is claimed ahead than has ended lately."""
+    raw.insert_many([document(retries=5), *(document(retries=5, waits=True) for _ in range(LONG))])
+    async with queue.running("w", concurrency=3, stop_deadline=0.1):
+        await seen.wait("try", outcome="success")
+        await seen.wait("try.started", count=4)
+        await look_again(queue)
+        assert 3 <= raw.count_documents({"status": 2}) <= 5
+        handled.free.set()
+
+
 @pytest.mark.parametrize("retries", [1, 5])
 async def test_a_runner_never_executes_more_than_its_slots(retries, queue, raw, seen, handled):
     raw.insert_many([document(retries=retries) for _ in range(QUICK)])

@@ -226,15 +226,24 @@ def test_offers_of_other_kinds_and_statuses_are_no_candidates():
 @pytest.mark.parametrize("id_", [oid(1), "text", {"a": 1}, [1], None])
 def test_an_unreadable_document_is_told_once_whatever_its_id_is(id_):
     backlog = Backlog(["mail"], HORIZON)
-    assert backlog.unreadable(id_)
-    assert not backlog.unreadable(id_)
+    assert backlog.news(id_)
+    assert not backlog.news(id_)
 
 
 def test_an_unreadable_document_is_left_out_until_somebody_writes_it():
     backlog = Backlog(["mail"], HORIZON)
     bad, good = job(1), job(2)
-    backlog.unreadable(bad.id)
+    backlog.leave_out(bad.id)
     assert drain(read_all(backlog, [bad, good])) == [good]
     assert backlog.offer(bad, NOW)
     assert drain(backlog) == [bad]
-    assert backlog.unreadable(bad.id)
+    assert not backlog.left_out(9)
+
+
+def test_what_is_left_out_is_looked_at_in_turn():
+    backlog = Backlog(["mail"], HORIZON)
+    ids = [oid(number) for number in range(5)]
+    for id_ in ids:
+        backlog.leave_out(id_)
+    assert backlog.left_out(3) == ids[:3]
+    assert backlog.left_out(3) == [*ids[3:], ids[0]]

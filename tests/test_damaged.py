@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+from datetime import timedelta
 
-from streamjobs import JobState, Status
+import pytest
+from pymongo.errors import OperationFailure
+
+from streamjobs import JobState, Queue, Status
 from streamjobs.clock import boot
-from tests.documents import stored
+from tests.documents import FAR, stored
+from tests.proxy import Drop
 from tests.test_lease import FAST, dead_runner, held_job
 
 
@@ -47,6 +51,11 @@ DAMAGED = {
     "nothing": {},
     "a text": "o",
     "null": None,
+    "an array": [{"owner": "o", "token": "t"}],
+    "an array for an owner": {"owner": ["o"], "token": "t"},
+    "an array for a token": {"owner": "o", "token": ["t"]},
+    "an empty owner": {"owner": "", "token": "t"},
+    "an empty token": {"owner": "o", "token": ""},
 }
 
 
@@ -57,4 +66,65 @@ async def test_force_retries_a_working_job_whose_lease_is_damaged(how, queue, ra
     with pytest.raises(JobState, match="force the retry"):
         await queue.retry(id_)
     assert (await queue.retry(id_, force=True)).status == Status.NEW
-    assert "lease" not in raw.find_one({"_id": id_})
+    after = await queue.get(id_)
+    assert "lease" not in after.extra
+    assert [(one.outcome, one.err) for one in after.history] == [("lost", "lost: its retry was forced")]
+    assert after.number == 2  # its handler may have begun, and fences itself by this
+
+
+async def test_a_held_job_without_room_for_its_lost_try_is_failed_and_holds_up_no_other(queue, raw, seen):
+    """Guard: Sweeper._overflow."""
+    queue.handler("mail")(lambda job: None)
+    dead_runner(raw)
+    full, other = held_job(raw, "gone:1:abc"), held_job(raw, "gone:1:abc")
+    raw.update_one({"_id": full}, {"$set": {"data": {"pad": b"x" * (16 * 1024 * 1024 - 370)}}})
+    dead_runner(raw, owner="gone:2:abc")
+    third = held_job(raw, "gone:2:abc")
+    async with queue.running("w", **FAST):
+        for id_ in (other, third):
+            await seen.wait("try", job=id_, outcome="success", timeout=20)
+        await seen.wait("outcome.overflow", job=full, timeout=20)
+    after = await queue.get(full)
+    assert (after.state, after.history[0].err) == ("failed", "outcome not stored: the document is full")
+
+
+async def test_a_held_job_that_a_validator_keeps_is_reported_and_holds_up_no_other(queue, raw, seen):
+    queue.handler("mail")(lambda job: None)
+    dead_runner(raw)
+    kept, other = held_job(raw, "gone:1:abc"), held_job(raw, "gone:1:abc")
+    raw.update_one({"_id": kept}, {"$set": {"data": {"kept": True}}})
+    try:
+        rule = {"$or": [{"data.kept": {"$ne": True}}, {"status": 2}]}
+        raw.database.command("collMod", raw.name, validator=rule)
+    except OperationFailure as error:
+        pytest.skip(f"no validators here: {error.code}")
+    async with queue.running("w", **FAST):
+        await seen.wait("try", job=other, outcome="success", timeout=20)
+        (told,) = await seen.wait("job.unreadable", job=kept, timeout=20)
+    assert "refuses to free it" in told["reason"]
+    assert raw.find_one({"_id": kept})["status"] == 2
+
+
+async def test_a_registration_anew_that_fails_is_told(proxied, namespace, raw, seen):
+    def registers(command):
+        return command["updates"][0].get("upsert") is True
+
+    async with Queue(proxied.uri, namespace) as through:
+        through.handler("mail")(lambda job: None)
+        async with through.running("w", **FAST):
+            rule = proxied.fault(Drop(), commands=("update",), app="streamjobs/beat", where=registers)
+            raw.delete_one({"control": "runner"})
+            await seen.wait("lease.lost")
+            await seen.wait("lease.late")
+            rule.remove()
+            await seen.wait("lease.registered", count=2)
+            job = await through.put("mail")
+            await seen.wait("try", job=job.id, outcome="success")
+
+
+async def test_a_record_whose_id_is_not_a_runners_is_left_alone(queue, raw, seen):
+    queue.handler("mail")(lambda job: None)
+    raw.insert_one({"_id": "odd", "control": "runner", "ends": FAR - timedelta(days=36_500)})
+    async with queue.running("w", lease=20, beat=1) as runner:
+        assert await runner._sweeper.sweep() > 1
+    assert raw.find_one({"_id": "odd"})

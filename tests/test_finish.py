@@ -185,6 +185,16 @@ async def test_more_than_a_hundred_tries_are_folded(queue, seen):
     assert (after.number, after.retries) == (122, 180)
 
 
+async def test_a_forged_count_of_folded_tries_stops_nobody(queue, raw, seen):
+    queue.handler("mail", retries=3)(lambda job: None)
+    forged = [{"runner": "r", "folded": 2**63 - 1}] * 3
+    job = await queue.put("mail", delay=0.3)
+    raw.update_one({"_id": job.id}, {"$set": {"tries": [{"runner": "r"}, *forged, *[{"runner": "r"}] * 100]}})
+    async with queue.running("w"):
+        await seen.wait("try", job=job.id, outcome="success")
+    assert len((await queue.get(job.id)).tries) == 100
+
+
 @pytest.mark.parametrize(
     "fault",
     [

@@ -181,6 +181,33 @@ async def test_one_bad_job_of_many_keeps_all_from_being_sent(queue, raw):
     assert raw.count_documents({}) == 0
 
 
+@pytest.mark.parametrize("delay", ["soon", 1e300, float("nan"), -1, True])
+async def test_a_bad_job_of_many_is_told_and_the_others_keep_what_they_were(delay, queue, raw):
+    """Also when the server's clock is known, so that they are dated at once."""
+    await queue.put("mail")
+    good, late, bad = queue.job("mail", delay=60), queue.job("mail"), queue.job("mail")
+    bad.delay = delay
+    for _ in range(2):
+        with pytest.raises(BadArgument, match="delay"):
+            await queue.put_many([good, late, bad])
+    bad.delay, bad.data = None, {"x": {1}}
+    with pytest.raises(BadArgument, match="data"):
+        await queue.put_many([good, late, bad])
+    assert (good.estimated, good.asap, late.estimated) == (True, True, True)
+    assert raw.count_documents({}) == 1
+    before = server_now(raw)
+    await queue.put_many([good, late])
+    assert raw.find_one({"_id": good.id})["runat"] >= before + timedelta(seconds=59.9)
+
+
+async def test_a_delay_of_a_job_may_be_a_timedelta(queue, raw):
+    for _ in range(2):
+        job = queue.job("mail")
+        job.delay = timedelta(minutes=5)
+        await queue.put_many([job])
+        assert raw.find_one({"_id": job.id})["runat"] > server_now(raw) + timedelta(minutes=4)
+
+
 async def test_a_job_that_is_put_again_is_one_document_with_its_first_dates(queue, raw):
     one = queue.job("mail", {"n": 1}, delay=50)
     await queue.put(one)

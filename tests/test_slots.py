@@ -65,6 +65,30 @@ async def test_a_dead_holders_job_is_claimed_by_its_watcher(slot, queue, raw, se
         assert seen.of("job.woken", job=one["_id"], source="look")
 
 
+async def test_a_full_watcher_whose_slots_become_free_at_once_asks_for_what_it_left_out(queue, raw, seen):
+    """Guard: Fleet._skipped. Outcomes of one write make it free by several slots at a time."""
+    slot, free = 7, asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job):
+        if job.data.get("waits"):
+            await free.wait()
+
+    async with crew(queue, 6) as runners:
+        holder, watcher = runners.of(slot)
+        stop_for_good(holder)
+        home = min(watcher._fleet._shares["mail"].holds)
+        raw.insert_many([document(_id=in_slot(home), data={"waits": True}) for _ in range(4)])
+        await seen.wait("try.started", owner=watcher.owner, count=4)
+        raw.insert_one(one := document(_id=in_slot(slot)))
+        async with asyncio.timeout(20):
+            while not watcher._fleet._skipped:
+                await asyncio.sleep(0.01)
+        free.set()
+        (event,) = await seen.wait("try", job=one["_id"], outcome="success", timeout=20)
+        assert event["owner"] == watcher.owner
+
+
 async def test_a_dated_jobs_watcher_looks_after_it_was_due(queue, raw, seen):
     queue.handler("mail")(lambda job: None)
     async with crew(queue, 6) as runners:

@@ -93,7 +93,7 @@ def test_a_forced_retry_takes_a_working_job_without_a_lease(raw):
     raw.insert_one(before)
     first = server_now(raw)
     raw.update_one(*transitions.retry(before["_id"], "x", 7, force=True))
-    same(model_retry(before, "x", 7), raw.find_one(), first, server_now(raw))
+    same(model_retry(before, "x", 7, force=True), raw.find_one(), first, server_now(raw))
 
 
 UNTOUCHED = {

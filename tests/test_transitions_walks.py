@@ -238,7 +238,7 @@ class Walk(RuleBasedStateMachine):
             self.retried = id_
             self.left[id_] = max(1, self.left[id_])
             self.started.discard(id_)
-        self.check(id_, model_retry(before, OUTSIDE, self.nonce(id_)) if may else before, first)
+        self.check(id_, model_retry(before, OUTSIDE, self.nonce(id_), force=force) if may else before, first)
 
     @precondition(lambda self: self.model)
     @rule(which=WHICH, ends=st.sampled_from(["fails", "fails", "succeeds", "dies"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import bson
 import pytest
@@ -10,6 +10,7 @@ from bson.decimal128 import Decimal128
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
+from streamjobs import clock
 from tests.test_wake import document
 
 BAD = {
@@ -112,3 +113,61 @@ async def test_a_document_whose_data_is_no_utf8_fails_its_try_with_the_reason(qu
     async with queue.running("w"):
         await seen.wait("try", job=one["_id"], error="UnreadableJob", status="failed", timeout=10)
     assert not ran
+
+
+@pytest.mark.parametrize("field", ["created", "retries", "retryinterval", "lease", "wake", "other"])
+@pytest.mark.parametrize("when", ["before", "while"])
+async def test_bytes_that_are_no_utf8_in_any_field_stop_nobody(field, when, queue, raw, seen):
+    """Guard: the replacing codecs. A page that can't be decoded would be read again for ever."""
+    queue.handler("mail")(lambda job: None)
+    one = document(**{field: "AAAA"})
+    record = {"_id": "runner:odd:1:a", "control": "runner", "name": "AAAA", "ends": one["created"]}
+    broken = [bson.encode(found).replace(b"AAAA", b"\xff\xfe\xff\xfe") for found in (one, record)]
+    try:
+        if when == "before":
+            raw.insert_many([RawBSONDocument(found) for found in broken])
+    except OperationFailure as error:  # the Rust server refuses what mongod stores
+        pytest.skip(f"this server does not store it: {error.code}")
+    async with queue.running("w", interval=0.3):
+        try:
+            if when == "while":
+                raw.insert_many([RawBSONDocument(found) for found in broken])
+        except OperationFailure as error:
+            pytest.skip(f"this server does not store it: {error.code}")
+        for _ in range(3):
+            good = await queue.put("mail")
+            await seen.wait("try", job=good.id, outcome="success", timeout=10)
+        raw.insert_one(later := document(runat=datetime.now(UTC) + timedelta(seconds=0.5), status=3))
+        await seen.wait("try", job=later["_id"], outcome="success", timeout=10)
+    assert not seen.of("server.away")
+    assert not seen.of("runner.failed")
+
+
+@pytest.mark.parametrize("mend", ["data", "kind"])
+async def test_a_document_that_is_mended_runs_within_a_period(mend, queue, raw, seen):
+    """Guard: Claimer.look_again. No stream tells of such an update."""
+    queue.handler("mail")(lambda job: None)
+    raw.insert_one(bad := document(data="x"))
+    async with queue.running("w", interval=0.3):
+        await seen.wait("job.unreadable", job=bad["_id"])
+        if mend == "kind":  # to one that is not served, and back: nothing is left behind
+            raw.update_one({"_id": bad["_id"]}, {"$set": {"kind": "other"}})
+            raw.update_one({"_id": bad["_id"]}, {"$set": {"kind": "mail"}})
+        raw.update_one({"_id": bad["_id"]}, {"$set": {"data": {}}})
+        await seen.wait("try", job=bad["_id"], outcome="success", timeout=10)
+    assert len(seen.of("job.unreadable", job=bad["_id"])) == 1
+
+
+@pytest.mark.parametrize("lease", ["o", 7, [1], [{"token": "t"}]])
+async def test_an_odd_lease_on_a_job_that_is_claimed_too_early_stops_nobody(
+    lease, queue, raw, seen, monkeypatch
+):
+    """The claim's reply is then the document as it was."""
+    real = clock.ServerClock.now_ms
+    queue.handler("mail")(lambda job: None)
+    async with queue.running("w"):
+        monkeypatch.setattr(clock.ServerClock, "now_ms", lambda self: real(self) + 300)
+        runat = datetime.now(UTC) + timedelta(seconds=0.6)
+        raw.insert_one(one := document(runat=runat, status=3, lease=lease))
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=10)
+    assert any(claim["count"] < claim["asked"] for claim in seen.of("claim"))

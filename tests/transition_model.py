@@ -147,11 +147,14 @@ def model_cancel(before: dict[str, Any], reason: str) -> dict[str, Any]:
     return after
 
 
-def model_retry(before: dict[str, Any], by: str, nonce: int) -> dict[str, Any]:
+def model_retry(before: dict[str, Any], by: str, nonce: int, *, force: bool = False) -> dict[str, Any]:
     retries = before.get("retries")
     enough = isinstance(retries, (int, float)) and retries >= 1
     after = {**before, "status": 1, "runat": ASAP, "retries": retries if enough else 1}
     after.pop("cancel", None)
+    if force:
+        lost = {"runner": "", "when": Now(), "err": "lost: its retry was forced", "outcome": "lost"}
+        after["tries"] = [*(after["tries"] if isinstance(after.get("tries"), list) else []), lost]
     after["wake"] = {"kind": after["kind"], "by": by, "n": nonce, "at": Now(), "runat": ASAP}
     if "created" in after:
         after["wake"]["created"] = after["created"]

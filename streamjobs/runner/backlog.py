@@ -196,7 +196,8 @@ class Backlog:
         self._cut = False
         self._sequence = itertools.count()
         self._taken: OrderedDict[Any, None] = OrderedDict()
-        self._bad: OrderedDict[Any, None] = OrderedDict()
+        self._bad: OrderedDict[Any, Any] = OrderedDict()  # left out, by name
+        self._told: OrderedDict[Any, None] = OrderedDict()
 
     def offer(self, candidate: Candidate, now_ms: float, *, fresh: bool = False) -> bool:
         """Take in what a put, the stream or a claim told of; whether it was news.
@@ -319,10 +320,21 @@ class Backlog:
         """When the earliest timer is due, in ms since 1970 UTC on the server's clock."""
         return self._timers[0][0] if self._timers else None
 
-    def unreadable(self, id_: Any) -> bool:
-        """Leave a document out until somebody writes it; whether that is new."""
-        new = id_key(id_) not in self._bad
-        self._remember(self._bad, id_key(id_))
+    def leave_out(self, id_: Any) -> None:
+        """Leave a document out until somebody writes it, or it is looked at again."""
+        self._remember(self._bad, id_key(id_), id_)
+
+    def left_out(self, count: int) -> list[Any]:
+        """The ids of some that are left out, in turn: they may have been mended without a word."""
+        names = list(itertools.islice(self._bad, count))
+        for name in names:
+            self._bad.move_to_end(name)
+        return [self._bad[name] for name in names]
+
+    def news(self, id_: Any) -> bool:
+        """Whether a document has not been told of before."""
+        new = id_key(id_) not in self._told
+        self._remember(self._told, id_key(id_))
         return new
 
     def _time(self, candidate: Candidate) -> bool:
@@ -350,8 +362,8 @@ class Backlog:
         )
 
     @staticmethod
-    def _remember(ids: OrderedDict[Any, None], id_: Any) -> None:
-        ids[id_] = None
+    def _remember(ids: OrderedDict[Any, Any], name: Any, value: Any = None) -> None:
+        ids[name] = value
         if len(ids) > 2 * LIMIT:
             ids.popitem(last=False)
 

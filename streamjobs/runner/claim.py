@@ -33,6 +33,7 @@ from streamjobs.runner.store import Store, candidate_of
 _AHEAD_MS = 0.5  # a timer fires this late, so that the server's clock agrees more often than not
 _EARLY_MS = 2
 _SPREAD = 64  # at most: how far apart competing runners choose
+_AGAIN = 1_000  # documents left out that are looked at in a period
 _AHEAD = 200  # candidates that are looked at with those that were missed
 _BACKOFF = 1.0
 _BATCH = 200  # jobs in one claim, at most
@@ -89,6 +90,13 @@ class Claimer:
         """Someone made this job claimable without saying what it is: read it before claiming."""
         if not isinstance(id_, DBRef):  # which store.candidate_of would refuse
             self._strays.append(id_)
+            self.wake()
+
+    def look_again(self) -> None:
+        """Read some of what is left out: it may have been mended in a way that no stream tells of."""
+        left = self._backlog.left_out(_AGAIN)
+        if left:
+            self._strays += left
             self.wake()
 
     def stop(self) -> None:
@@ -185,7 +193,10 @@ class Claimer:
         except PyMongoError:
             self._strays += ids
             raise
-        for candidate in self._candidates(rows, "stream"):
+        for row in rows:
+            if problem := problem_of(row):
+                self.unreadable(row["_id"], problem)
+        for candidate in self._candidates([row for row in rows if not problem_of(row)], "stream"):
             self._backlog.offer(candidate, self._clock.now_ms())
 
     def _candidates(self, rows: Sequence[Mapping[str, Any]], source: str) -> list[Candidate]:
@@ -284,9 +295,10 @@ class Claimer:
             told = error if isinstance(error, UnreadableJob) else undecodable(one.id, error)
             job = Job(one.id, one.kind, runat=DatetimeMS(one.runat))
             problem = Ended("failure", str(told), "UnreadableJob")
-        lease: Any = fields.get("lease") or {}
-        if lease.get("token") != token:
-            return None, None
+        found: Any = fields.get("lease")
+        lease: Any = found if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
+        if lease.get("token") != token or job.kind not in self._handlers:
+            return None, None  # not claimed; or of another kind since, so that its lease frees it
         candidate = known.get(id_key(job.id))
         since = [date_ms(one) for one in (job.created if job.asap else job.runat, lease.get("back"))]
         due = max((one for one in since if one is not None), default=None)
@@ -323,8 +335,13 @@ class Claimer:
         return ours
 
     def unreadable(self, id_: Any, problem: str) -> None:
-        """Report a document that can't be a job, once."""
-        if self._backlog.unreadable(id_):
+        """Leave out a document that can't be a job, and report it, once."""
+        self._backlog.leave_out(id_)
+        self.report(id_, problem)
+
+    def report(self, id_: Any, problem: str) -> None:
+        """Report a document that can't be a job, or can't be freed, once."""
+        if self._backlog.news(id_):
             events.emit(
                 "job.unreadable", job=id_, reason=problem, runner=self._runner, owner=self._trust.owner
             )

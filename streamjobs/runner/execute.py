@@ -78,7 +78,8 @@ class Executor:
         late = boot() - _RECENT
         while self._ends and self._ends[0][0] < late:
             self._busy -= self._ends.popleft()[1]
-        soon = int(len(self._ends) * SOON / max(self._busy, _LEAST)) if self._ends else 0
+        recent = len(self._ends)  # and no more than that: one quick job says little of the next
+        soon = min(recent, int(recent * SOON / max(self._busy, _LEAST)))
         if free >= 0:
             return free, soon
         return 0, 0 if -2 * free > soon else soon + free

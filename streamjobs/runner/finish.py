@@ -23,11 +23,9 @@ from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
 from streamjobs.job import Status
 from streamjobs.runner.held import Ended, Held
-from streamjobs.runner.store import Store
+from streamjobs.runner.store import PASSING, Store
 from streamjobs.transitions import Change
 
-#: Errors of one write that pass by themselves: conflicts, elections, shutdowns, time limits.
-_PASSING = frozenset({50, 89, 91, 112, 189, 262, 10107, 11600, 11602, 13435, 13436, 251, 246})
 _BATCH = 200
 
 
@@ -191,7 +189,7 @@ class Finisher:
 
     def _refused(self, write: _Write, error: dict[str, Any]) -> bool:
         """The server refused just this write: repeat it, or with a short try; True when nothing helps."""
-        if error.get("code") in _PASSING:
+        if error.get("code") in PASSING:
             return False
         message = str(error.get("errmsg"))[:1000]
         write.refused += 1

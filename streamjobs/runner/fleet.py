@@ -111,6 +111,7 @@ class Fleet:
         self._shift = asyncio.Event()
         self._looks: list[tuple[float, int, Any]] = []
         self._planned: dict[Any, float] = {}
+        self._skipped = False
         self._sequence = itertools.count()
         self._waiting: deque[tuple[float, Candidate]] = deque()
         self._room: dict[str, frozenset[str]] = {}  # runners with a free slot, as their records lately said
@@ -278,10 +279,8 @@ class Fleet:
                 await asyncio.sleep(_READ)  # the fallback bounds it
                 continue
             self._outage.over("fleet")
-            wait = self._looks[0][0] - boot() if self._looks else None
-            timer = None
-            if wait is not None:
-                timer = asyncio.get_running_loop().call_later(max(wait, _TOGETHER), self._work.set)
+            loop, wait = asyncio.get_running_loop(), self._looks[0][0] - boot() if self._looks else None
+            timer = None if wait is None else loop.call_later(max(wait, _TOGETHER), self._work.set)
             try:
                 await self._work.wait()
             finally:
@@ -296,6 +295,7 @@ class Fleet:
             self._planned.pop(id_key(id_), None)
             ids.append(id_)
         if not ids or self._free() <= 0:
+            self._skipped = self._skipped or bool(ids)
             return  # whoever gets a free slot asks what is due
         for row in await self._store.rows(ids):
             candidate = candidate_of(row, "look")
@@ -322,7 +322,11 @@ class Fleet:
 
     def freed(self, kind: str) -> None:
         """A job of a kind has ended: look for more if this runner was full and knows of none."""
-        if self.shared(kind) and self._free() <= 1 and not self._backlog.knows(kind):
+        if self._skipped and self._free() > 0:  # a look, at a job of whatever kind, was left out
+            self._skipped = False
+            for one in filter(self.shared, self._shares):
+                self._waker.restart(one)
+        elif self.shared(kind) and self._free() <= 1 and not self._backlog.knows(kind):
             self._want(kind)
 
     def _want(self, kind: str) -> None:
@@ -380,17 +384,16 @@ class Fleet:
 
 def _listens(record: Mapping[str, Any], now_ms: float, judge: bool) -> bool:
     """Whether a record is that of a live runner that listens."""
+    there = record.get("fenced") is None and record.get("away") is None
     ends = date_ms(record.get("ends"))
-    if ends is None or record.get("fenced") is not None or record.get("away") is not None:
-        return False
-    return ends > now_ms or not judge
+    return there and ends is not None and (not judge or ends > now_ms)
 
 
 def _member(record: Mapping[str, Any]) -> Member:
     found: Any = record.get("kinds")
     kinds: Any = found if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType]
-    served = frozenset(str(kind) for kind in kinds)
-    return Member(owner_of(str(record["_id"])), served, max(1, _number(record.get("slots"))))
+    weight = max(1, _number(record.get("slots")))
+    return Member(owner_of(str(record["_id"])), frozenset(str(kind) for kind in kinds), weight)
 
 
 def _number(value: Any) -> int:

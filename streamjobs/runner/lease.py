@@ -224,7 +224,7 @@ class Beat(threading.Thread):
                 raise  # at the start, and no patience mends it
             self.last_error = error
             self.trust.failed()
-            if not self._late and not new:
+            if not self._late and (not new or self.trust.owner):
                 events.emit("lease.late", runner=self._runner, owner=owner, **events.about(error))
             if new:
                 self._pending = fresh_owner()  # it may have been written, and fenced since

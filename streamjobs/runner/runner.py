@@ -216,7 +216,7 @@ class Runner:
         )  # fmt: skip
         self._sweeper = Sweeper(
             self._store, self._clock, trust, settings, self.name, self._outage, lambda: self._claimer.tokens,
-            self._fleet.seen, self._waker.offer_back, self._claimer.unreadable,
+            self._fleet.seen, self._waker.offer_back, self._claimer.report,
         )  # fmt: skip
         self._stream = Stream(
             self._store.jobs, self._fleet.heard, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
@@ -236,7 +236,7 @@ class Runner:
         if self._error is not None or beat is None or not self._registered.is_set():
             error = self._error or (None if beat is None else beat.last_error)
             raise ConnectError(
-                f"the runner could not register in {self._source.namespace}: {error}"
+                f"the runner could not register in {self._source.namespace}: {error} (its role: deploy/role.js)"
             ) from error
 
     async def _open_stream(self) -> None:
@@ -285,6 +285,7 @@ class Runner:
             else:
                 self._outage.over("clock")
             self._sweeper.wake(full=True)
+            self._claimer.look_again()
 
     async def _watch_trust(self) -> None:
         """When the lease can't be trusted any more, give up what is held."""

@@ -22,6 +22,8 @@ _CANDIDATE = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "created": 1, "retri
 _HELD = {**_CANDIDATE, "tries": 1, "retryinterval": 1, "lease": 1}
 _LEAST = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "lease": 1}
 _SETTLE_MS = 5_000
+#: Errors of one write that pass by themselves: conflicts, elections, shutdowns, time limits.
+PASSING = frozenset({50, 89, 91, 112, 189, 262, 10107, 11600, 11602, 13435, 13436, 251, 246})
 
 
 class Store:
@@ -113,7 +115,7 @@ class Store:
 
     async def owners(self) -> list[Any]:
         """The owners that jobs name."""
-        return await self.jobs.distinct("lease.owner", {"lease.owner": {"$gt": ""}})
+        return await self._ms.distinct("lease.owner", {"lease.owner": {"$gt": ""}})
 
     async def index_information(self) -> dict[str, Any]:
         """The collection's indexes."""

@@ -15,7 +15,7 @@ from typing import Any
 import pymongo
 from bson.errors import BSONError
 from pymongo import UpdateOne
-from pymongo.errors import PyMongoError
+from pymongo.errors import BulkWriteError, PyMongoError, WriteError
 
 from streamjobs import events, transitions
 from streamjobs.clients import COMMAND_TIMEOUT
@@ -24,7 +24,7 @@ from streamjobs.errors import UnreadableJob
 from streamjobs.job import Job, date_ms
 from streamjobs.runner.lease import Trust, fence, owner_of, record_id
 from streamjobs.runner.outage import Outage
-from streamjobs.runner.store import Store
+from streamjobs.runner.store import PASSING, Store
 from streamjobs.settings import Settings
 from streamjobs.transitions import Change, Claim
 
@@ -91,7 +91,7 @@ class Sweeper:
         try:
             with pymongo.timeout(COMMAND_TIMEOUT):
                 await self.look()
-        except PyMongoError as error:
+        except (PyMongoError, BSONError) as error:
             self._outage.failed("takeback", error)
 
     async def look(self) -> list[dict[str, Any]]:
@@ -107,7 +107,10 @@ class Sweeper:
         full = self._full
         records = await self.look()
         # one without a date says nothing of its lease: its jobs are freed as those without a record
-        dated = [record for record in records if date_ms(record.get("ends")) is not None]
+        dated = [
+            record for record in records
+            if date_ms(record.get("ends")) is not None and str(record["_id"]).startswith(record_id(""))
+        ]  # fmt: skip
         there = {owner_of(str(record["_id"])) for record in dated}
         self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
         now = self._clock.now_ms()
@@ -162,16 +165,12 @@ class Sweeper:
         """Put an owner's jobs back, each with its try recorded as lost; how many."""
         total = 0
         while documents := await self._store.held_by(owner):
-            jobs: list[Job] = []
-            changes: list[Change] = []
-            for document in documents:
-                claim = self._claim_of(document)
-                if claim is not None:
-                    changes.append(transitions.lose(claim, f"{claim.runner}: {why}"))
-                    jobs.append(claim.job)
-            done = await self._write(changes)
+            claims = [claim for one in documents if (claim := self._claim_of(one)) is not None]
+            done = await self._write(
+                claims, [transitions.lose(claim, f"{claim.runner}: {why}") for claim in claims]
+            )
             total += done
-            self._offer(jobs)
+            self._offer([claim.job for claim in claims])
             if not done:
                 break
         if total:
@@ -185,8 +184,8 @@ class Sweeper:
         owner, before = self._trust.owner, self._known()
         documents = await self._store.held_by(owner)
         known = before | self._known()
+        claims: list[Claim] = []
         changes: list[Change] = []
-        jobs: list[Job] = []
         for document in documents:
             claim = self._claim_of(document)
             if claim is not None and claim.token not in known and owner == self._trust.owner:
@@ -198,18 +197,44 @@ class Sweeper:
                     else transitions.fail(claim, "it can't be decoded")
                 )
                 changes.append(change)
-                jobs.append(claim.job)
-        done = await self._write(changes)
+                claims.append(claim)
+        done = await self._write(claims, changes)
         if done:
             events.emit("orphans.released", runner=self._runner, owner=owner, count=done)
-            self._offer(jobs)
+            self._offer([claim.job for claim in claims])
         return done
 
-    async def _write(self, changes: Sequence[Change]) -> int:
+    async def _write(self, claims: Sequence[Claim], changes: Sequence[Change]) -> int:
+        """Write the end of each claim; how many were written. One that the server refuses holds up no other."""
         if not changes:
             return 0
         writes: list[Any] = [UpdateOne(*change) for change in changes]
-        return (await self._store.jobs.bulk_write(writes, ordered=False)).modified_count
+        try:
+            return (await self._store.jobs.bulk_write(writes, ordered=False)).modified_count
+        except BulkWriteError as error:
+            details: Any = error.details
+            wrong: list[Any] = details.get("writeErrors", [])
+            if details.get("writeConcernErrors") or any(one.get("code") in PASSING for one in wrong):
+                raise  # it passes: all of it again, and what was written matches no more
+        done: int = details.get("nModified", 0)
+        for one in wrong:
+            place: int = one["index"]
+            done += await self._overflow(claims[place], str(one.get("errmsg"))[:1000])
+        return done
+
+    async def _overflow(self, claim: Claim, message: str) -> int:
+        """End a job that has no room for its try with a short one; what the server refuses even so is reported."""
+        job = claim.job
+        try:
+            done = (await self._store.jobs.update_one(*transitions.overflow(claim))).modified_count
+        except WriteError as error:
+            self._report(job.id, f"held, and the server refuses to free it: {error}"[:500])
+            return 0
+        events.emit(
+            "outcome.overflow", job=job.id, kind=job.kind, number=job.number, runner=self._runner,
+            owner=self._trust.owner, message=message,
+        )  # fmt: skip
+        return done
 
     def _claim_of(self, document: dict[str, Any]) -> Claim | None:
         """What the transitions need, from a job read without its data."""
