@@ -102,7 +102,7 @@ CATALOGUE: dict[str, Event] = {
         Event(
             "job.unreadable",
             "warning",
-            "A document that can't be a job was met; it is left as it is. Once per process and document.",
+            "A document that can't be a job, or a held one that can't be freed, was met; it is left as it is. Once per process and document.",
             ("job", "reason", *_RUN),
         ),
         Event("job.passed", "debug", "A full runner passed a job on to one with a free slot.", ("job", "kind", "to", *_RUN)),
