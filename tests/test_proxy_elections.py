@@ -63,7 +63,7 @@ async def test_a_write_under_way_at_a_step_down_is_done_once(proxied, drive, raw
     raw.insert_one({"_id": 1, "n": 0})
     await plain.do(lambda jobs: jobs.find_one())
     for one, many in ((driver, False), (plain, True)):
-        rule = proxied.fault(Delay(2, reply=True), commands=("update",), times=1)
+        rule = proxied.fault(Delay(1, reply=True), commands=("update",), times=1)
         doing = asyncio.create_task(
             one.do(update if many else lambda jobs: jobs.update_one({"_id": 1}, {"$inc": {"n": 1}}))
         )

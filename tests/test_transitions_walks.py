@@ -238,6 +238,7 @@ class Walk(RuleBasedStateMachine):
             self.retried = id_
             self.left[id_] = max(1, self.left[id_])
             self.started.discard(id_)
+            self.ended[id_] += force
         self.check(id_, model_retry(before, OUTSIDE, self.nonce(id_), force=force) if may else before, first)
 
     @precondition(lambda self: self.model)

@@ -94,10 +94,8 @@ class Claimer:
 
     def look_again(self) -> None:
         """Read some of what is left out: it may have been mended in a way that no stream tells of."""
-        left = self._backlog.left_out(_AGAIN)
-        if left:
-            self._strays += left
-            self.wake()
+        for id_ in self._backlog.left_out(_AGAIN):
+            self.look_up(id_)
 
     def stop(self) -> None:
         """Claim no more; :meth:`run` returns when the round trip under way is over."""

@@ -29,7 +29,6 @@ SOON = 0.05
 #: Seconds after which one that has not begun is given back.
 LONG = 1.0
 _RECENT = 0.2  # seconds over which the pace is counted
-_LEAST = 0.0001  # seconds that handlers took, at least
 
 
 class Executor:
@@ -55,9 +54,7 @@ class Executor:
         self.freed: Callable[[], None] = lambda: None
         self._tasks: dict[Held, asyncio.Task[None]] = {}
         self._ready: deque[Held] = deque()
-        self._ends: deque[tuple[float, float]] = deque()  # when, and seconds since the one before
-        self._busy = 0.0  # seconds, the sum of those
-        self._since = 0.0  # the last end, or when a handler began with none beside it
+        self._ends: deque[float] = deque()
         self._giving_back: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closing = False
@@ -71,15 +68,14 @@ class Executor:
         """How many jobs would begin at once, and how many more soon, at the pace at which handlers end.
 
         The second is bounded by time, not by number: workers that lock a backlog ahead leave others idle
-        beside them. It is zero while over half of it is in hand, so that claims come in batches. The pace is
-        that of the handlers: time in which none ran, for want of jobs, does not count.
+        beside them. It is zero while over half of it is in hand, so that claims come in batches. Time in which
+        no handler ran for want of jobs counts too: without it one runner of a busy fleet takes the others' part.
         """
         free = self._slots - len(self._tasks) - len(self._ready)
         late = boot() - _RECENT
-        while self._ends and self._ends[0][0] < late:
-            self._busy -= self._ends.popleft()[1]
-        recent = len(self._ends)  # and no more than that: one quick job says little of the next
-        soon = min(recent, int(recent * SOON / max(self._busy, _LEAST)))
+        while self._ends and self._ends[0] < late:
+            self._ends.popleft()
+        soon = int(len(self._ends) * SOON / _RECENT)
         if free >= 0:
             return free, soon
         return 0, 0 if -2 * free > soon else soon + free
@@ -101,8 +97,6 @@ class Executor:
                 self._give_back_later()
 
     def _begin(self, held: Held) -> None:
-        if not self._tasks:
-            self._since = boot()
         held.task = asyncio.create_task(self._one(held), name=f"streamjobs try {held.job.id}")
         self._tasks[held] = held.task
 
@@ -180,10 +174,7 @@ class Executor:
                 self._orphaned(held, _trusted(held, held.result))
         finally:
             self._tasks.pop(held, None)
-            now = boot()
-            self._ends.append((now, now - self._since))
-            self._busy += now - self._since
-            self._since = now
+            self._ends.append(boot())
             while self._ready and len(self._tasks) < self._slots:
                 self._begin(self._ready.popleft())
             self._changed.set()

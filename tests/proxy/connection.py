@@ -236,13 +236,18 @@ class Exchange:
         refused = members.refusal(self._connection.member, name, document)
         return None if refused is None else self.request.message.reply(refused)
 
-    async def ask(self, message: Message | None = None) -> Message:
-        """Have the server do it, if this member is primary when it comes there; its reply."""
+    async def ask(self, message: Message | None = None, *, late: float = 0.0) -> Message:
+        """Have the server do it, if this member is primary when it comes there; its reply.
+
+        ``late``: so many seconds after it was done, as if it had waited for replication.
+        """
         term = self._front.members.term, self._front.members.primary
         refused = self.refusal()
         if refused is not None:
             return refused
         reply = await self._connection.ask(message or self.request.message)
+        if late:
+            await self.wait(asyncio.sleep(late))
         if term == (self._front.members.term, self._front.members.primary):
             return reply
         return self._stepped_down(reply)

@@ -77,10 +77,7 @@ class Delay:
     async def apply(self, exchange: Exchange) -> None:
         if not self.reply:
             await exchange.wait(asyncio.sleep(self.seconds))
-        answer = await exchange.ask()
-        if self.reply:
-            await exchange.wait(asyncio.sleep(self.seconds))
-        await exchange.reply(answer)
+        await exchange.reply(await exchange.ask(late=self.seconds if self.reply else 0.0))
 
 
 @dataclass
