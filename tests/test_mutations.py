@@ -132,7 +132,7 @@ async def orphan(stage: Stage) -> None:
 async def fast(stage: Stage) -> None:
     """A runner that is wrong about the server's clock takes a living one's lease for over."""
     await stage.scene.fleet.start("r1")
-    job = await stage.scene.put_one("many", {"seconds": 2.5}, retries=9)
+    job = await stage.scene.put_one("many", {"seconds": 5.0}, retries=9)
     await stage.scene.held(job)
     await stage.scene.fleet.start("r2", ahead=5.0)
 
