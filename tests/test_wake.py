@@ -14,7 +14,7 @@ from pymongo import AsyncMongoClient, monitoring
 from streamjobs import ASAP, Queue, clock
 from streamjobs.clients import Source
 from streamjobs.handler import Handler
-from streamjobs.runner import Runner
+from streamjobs.runner import Runner, claim
 from streamjobs.settings import Settings
 
 
@@ -281,3 +281,40 @@ async def test_sync_handlers_run_as_many_at_once_as_there_are_slots(queue, seen)
     async with queue.running("w", concurrency=4):
         await queue.put_many([queue.job("mail") for _ in range(4)])
         await seen.wait("try", count=4, outcome="success", timeout=20)
+
+
+async def test_the_stream_is_read_on_after_the_claim_that_its_event_has_woken(
+    uri, namespace, seen, monkeypatch
+):
+    """Guard: Claimer.turn. Beside the claim it would take time from it, on the same loop."""
+    monkeypatch.setattr(claim, "_TURN", 5.0)  # a slow server's claim may take longer than it is waited for
+    commands: list[str] = []
+
+    class Order(monitoring.CommandListener):
+        def started(self, event):
+            commands.append(event.command_name)
+
+        def succeeded(self, event):
+            commands.append(f"{event.command_name} done")
+
+        def failed(self, event):
+            pass
+
+    def connect(cls, **options):
+        return cls(uri, event_listeners=[Order()], **options)
+
+    database, _, name = namespace.partition(".")
+    async with Queue(uri, namespace) as queue, AsyncMongoClient(uri) as client:
+        await queue.create_indexes()
+        source = Source(client[database][name], None, connect)
+        settings = Settings(interval=60, lease=20, beat=5)
+        async with Runner("one", source, {"mail": Handler.of("mail", lambda job: None)}, settings).running():
+            for _ in range(5):
+                one = document()
+                await client[database][name].insert_one(one)
+                await seen.wait("try", job=one["_id"], outcome="success")
+    claims = [at for at, name in enumerate(commands) if name == "findAndModify"]
+    assert len(claims) == 5
+    for at in claims:
+        end = commands.index("findAndModify done", at)
+        assert "getMore" not in commands[at:end]

@@ -30,6 +30,7 @@ from streamjobs.runner.lease import Trust
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.store import Store, candidate_of
 
+_TURN = 0.005  # seconds, at most, that others wait for a round trip
 _AHEAD_MS = 0.5  # a timer fires this late, so that the server's clock agrees more often than not
 _EARLY_MS = 2
 _SPREAD = 64  # at most: how far apart competing runners choose
@@ -70,6 +71,7 @@ class Claimer:
         self._unusable = unusable
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._turn: asyncio.Future[None] | None = None
         self._unsettled: list[tuple[str, str, Sequence[Candidate]]] = []
         self._strays: list[Any] = []
         self._refused: set[str] = set()  # tokens whose outcome the server did not take
@@ -91,6 +93,25 @@ class Claimer:
         if not isinstance(id_, DBRef):  # which store.candidate_of would refuse
             self._strays.append(id_)
             self.wake()
+
+    async def turn(self) -> None:
+        """Wait, for a moment at most, until the round trip is over that is under way or was just asked for.
+
+        For the stream: a read that begins beside a claim takes a third of its time again from it, on the same loop.
+        """
+        if not self._wake.is_set() and not self.in_flight:
+            return
+        loop = asyncio.get_running_loop()
+        self._turn = loop.create_future()
+        timer = loop.call_later(_TURN, self._turned)
+        try:
+            await self._turn
+        finally:
+            timer.cancel()
+
+    def _turned(self) -> None:
+        if self._turn is not None and not self._turn.done():
+            self._turn.set_result(None)
 
     def look_again(self) -> None:
         """Read some of what is left out: it may have been mended in a way that no stream tells of."""
@@ -133,6 +154,8 @@ class Claimer:
                     await asyncio.sleep(delay)
                     delay = min(2 * delay, _BACKOFF)
                     continue
+                finally:
+                    self._turned()
                 if busy:
                     delay = 0.05
                     self._outage.over("claim")

@@ -220,7 +220,7 @@ class Runner:
         )  # fmt: skip
         self._stream = Stream(
             self._store.jobs, self._fleet.heard, lambda: trust.owner, self.name, settings.stream_wait, self._changed,
-            self._opened, self._fleet.refiltered,
+            self._opened, self._fleet.refiltered, self._claimer.turn,
         )  # fmt: skip
         turns.job_of = self._executor.job_of
         self._executor.freed = self._claimer.wake

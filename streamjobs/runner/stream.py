@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
@@ -30,6 +30,7 @@ _REFUSED = {40573, 13, 8000, 115, 304, 59, 40415, 40324}
 _RUNNABLE = [int(status) for status in RUNNABLE]
 _ENDS = ["drop", "rename", "dropDatabase", "invalidate"]
 _NEAR, _FAR = 1.0, 30.0  # longest backoff in seconds: no server reachable; refused by the server
+_HAD = 0.0002  # seconds: an event that came sooner was one of a batch that the driver had already
 _DEAD = 30.0  # seconds of failed reopening after which the stream counts as degraded
 _TIMES = 4  # failures that the server itself answered after which it does
 
@@ -111,12 +112,14 @@ class Stream:
         change: called with each event.
         opened: called when everything has to be read, because events may have been missed.
         refiltered: called when it was opened again on purpose and no event was missed by what it heard before.
+        turn: awaited before the next read, for what an event has begun; short whatever happens.
 
     """
 
     def __init__(
         self, collection: Any, heard: Callable[[], Heard], owner: Callable[[], str], runner: str, wait: float,
         change: Callable[[dict[str, Any]], None], opened: Callable[[], None], refiltered: Callable[[], None],
+        turn: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         # a stream tells of what a majority has, and servers refuse any other read concern for it
         self._collection = collection.with_options(
@@ -129,6 +132,7 @@ class Stream:
         self._change = change
         self._opened = opened
         self._refiltered = refiltered
+        self._turn = turn
         self._reopening = asyncio.Lock()
         self._quietly = False
         self._token: Any = None
@@ -216,6 +220,7 @@ class Stream:
         try:
             self._live(resumed)
             while stream.alive and not self._ending:
+                asked = boot()
                 change = await stream.try_next()
                 self.last_return = boot()
                 if self.state == "degraded":
@@ -226,9 +231,10 @@ class Stream:
                     return
                 if change is not None:
                     self._change(change)
-                # the claim that this has woken goes out before the next read; and a dead stream returns at
-                # once, without a turn of the loop
-                await asyncio.sleep(0)
+                if change is not None and self.last_return - asked > _HAD:
+                    await self._turn()  # the claim that this has woken goes before the next read
+                else:
+                    await asyncio.sleep(0)  # a dead stream returns at once, without a turn of the loop
             if not self._ending:
                 self._gap("the server closed the stream", None)
         finally:
