@@ -30,11 +30,12 @@ TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
 _VALIDATORS = {one["title"]: Draft202012Validator(one) for one in events.schema()["oneOf"]}
 
 
-#: Files that take long, mostly by waiting, the longest first: with ``-n`` each worker begins with one of them, and
-#: those that hold a promise to its seconds are over when the busy ones begin.
+#: Files whose processes keep the machine busy: with ``-n`` one worker has all of them, one after the other.
+BUSY = ("test_chaos.py", "test_mutations.py", "test_processes.py")
+#: Others that take long, mostly by waiting, the longest first.
 LONG = (
-    "test_promise_lateness.py", "test_promise_nothing_lost.py", "test_promise_elections.py", "test_chaos.py",
-    "test_mutations.py", "test_processes.py", "test_supervise.py", "test_cli.py", "test_running.py", "test_stop.py",
+    "test_promise_lateness.py", "test_promise_nothing_lost.py", "test_promise_elections.py", "test_supervise.py",
+    "test_cli.py", "test_running.py", "test_stop.py",
 )  # fmt: skip
 
 
@@ -49,13 +50,16 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first.
+    """Long files first, and each file in one worker.
 
     And: a connection that the driver was making when its server vanished is left to the collector, with a warning.
     """
-    place = {name: number for number, name in enumerate(LONG)}
-    items.sort(key=lambda item: place.get(item.path.name, len(LONG)))
+    place = {name: number for number, name in enumerate((*BUSY, *LONG))}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
     for item in items:
+        item.add_marker(
+            pytest.mark.xdist_group("busy" if item.path.name in BUSY else item.path.name.replace(".", "_"))
+        )
         if "driver_litter" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"))
             item.add_marker(pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"))

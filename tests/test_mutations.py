@@ -184,7 +184,9 @@ def test_each_mutation_has_its_scene():
 
 
 @pytest.fixture
-def perform(uri, namespace, tmp_path, failpoint, monkeypatch) -> Callable[..., Awaitable[set[str]]]:
+def perform(
+    uri, namespace, tmp_path, failpoint, monkeypatch, driver_litter
+) -> Callable[..., Awaitable[set[str]]]:
     async def run(name: str, *, mutated: bool, attempt: int = 0) -> set[str]:
         case = CASES[name]
         mutation = name if mutated and case.here is None else None

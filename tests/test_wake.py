@@ -284,9 +284,13 @@ async def test_sync_handlers_run_as_many_at_once_as_there_are_slots(queue, seen)
 
 
 async def test_the_stream_is_read_on_after_the_claim_that_its_event_has_woken(
-    uri, namespace, seen, monkeypatch
+    uri, namespace, seen, monkeypatch, python_server
 ):
     """Guard: Claimer.turn. Beside the claim it would take time from it, on the same loop."""
+    if python_server:
+        pytest.skip(
+            "a read ends there without an event, at a write that does not match: the next may meet the claim"
+        )
     monkeypatch.setattr(claim, "_TURN", 5.0)  # a slow server's claim may take longer than it is waited for
     commands: list[str] = []
 
