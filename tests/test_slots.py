@@ -144,7 +144,7 @@ async def test_a_dead_runners_slots_move_when_its_lease_is_over(queue, raw, seen
                 await asyncio.sleep(0.02)
 
 
-async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, seen):
+async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, seen, driver_litter):
     """Guard: the grace, and the read after a wider filter is open. Every job far below the fallback of 60 s."""
     queue.handler("mail")(lambda job: None)
     put: list[Any] = []
