@@ -134,9 +134,8 @@ def show(rows: Sequence[Row]) -> None:
 def judge(rows: Sequence[Row], sort: str) -> int:
     """Hold rows against the recorded ones of this sort of server; the exit code."""
     recorded = {one["name"]: Row(**one) for one in json.loads(RECORDED.read_text("utf-8")).get(sort, [])}
-    judged = [
-        row for row in rows if not row.name.endswith("_p99")
-    ]  # of sixty samples that is the worst: chance
+    # a p99 of sixty samples is the worst of them: chance
+    judged = [row for row in rows if not row.name.endswith("_p99")]
     worse = [why for row in judged if row.name in recorded and (why := row.worse_than(recorded[row.name]))]
     for row in rows:
         if row.name not in recorded:

@@ -92,7 +92,7 @@ class Fleet:
     """Processes of runners on one collection."""
 
     def __init__(self, jobs: Any) -> None:
-        self._jobs = jobs
+        self.jobs = jobs
         self.processes: list[asyncio.subprocess.Process] = []
         self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
@@ -120,7 +120,7 @@ class Fleet:
         """Insert a job; seconds until its handler's first line."""
         document = raw.document()
         began = clock.boot()
-        await self._jobs.insert_one(document)
+        await self.jobs.insert_one(document)
         line = await self.next("job")
         assert line["job"] == str(document["_id"])
         return line["at"] - began
@@ -128,7 +128,7 @@ class Fleet:
     async def quiet(self) -> None:
         """Until every outcome is written and what the others still try is over."""
         # asked, not listened for: a stream of the benchmark's own would be one more in what is measured
-        while await self._jobs.count_documents({"kind": "bench", "status": {"$ne": 4}}):  # noqa: ASYNC110
+        while await self.jobs.count_documents({"kind": "bench", "status": {"$ne": 4}}):  # noqa: ASYNC110
             await asyncio.sleep(PAUSE)
         await asyncio.sleep(0.3)
 
@@ -144,7 +144,7 @@ class Fleet:
 
     async def wave(self, count: int) -> Counter[int]:
         """Insert so many at once; who ran how many."""
-        await self._jobs.insert_many([raw.document() for _ in range(count)])
+        await self.jobs.insert_many([raw.document() for _ in range(count)])
         return Counter([(await self.next("job"))["runner"] for _ in range(count)])
 
     async def end(self) -> None:
@@ -160,17 +160,19 @@ class Fleet:
 
 
 @asynccontextmanager
-async def fleet(bench: Bench, runners: int) -> AsyncIterator[Fleet]:
-    """Runners that are all up and warm."""
+async def fleet(
+    bench: Bench, runners: int, processes: int = PROCESSES, **settings: float
+) -> AsyncIterator[Fleet]:
+    """Runners that are all up and warm, in so many processes at most."""
     namespace = bench.fresh()
     async with Queue(bench.uri, namespace) as jobs:
         await jobs.create_indexes()
     client, collection = bench.raw(namespace)
     one = Fleet(collection)
     try:
-        shares = [len(range(part, runners, PROCESSES)) for part in range(min(PROCESSES, runners))]
+        shares = [len(range(part, runners, processes)) for part in range(min(processes, runners))]
         for part, share in enumerate(shares):
-            await one.add(bench.uri, namespace, sum(shares[:part]), share)
+            await one.add(bench.uri, namespace, sum(shares[:part]), share, **settings)
         for _ in shares:
             await one.next("ready")
         for _ in range(WARM):

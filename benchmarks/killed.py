@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks import raw
 from benchmarks.bench import Bench
-from benchmarks.herd import Fleet
+from benchmarks.herd import Fleet, fleet
 from benchmarks.rows import LESS, Row, percentile
-from streamjobs import Queue, clock
+from streamjobs import clock
 from streamjobs.runner.slots import assign, slot_of
 
 PROCESSES, EACH = 4, 8
@@ -25,35 +25,23 @@ BOUND = 0.1
 
 async def measure(bench: Bench, number: int) -> dict[str, float]:
     """One round: how late new jobs began and held ones were back, each as a part of its bound."""
-    namespace = bench.fresh()
-    async with Queue(bench.uri, namespace) as jobs:
-        await jobs.create_indexes()
-    client, collection = bench.raw(namespace)
-    fleet = Fleet(collection)
-    try:
-        bench.step(f"round {number}: {PROCESSES * EACH} runners come")
-        for part in range(PROCESSES):
-            await fleet.add(bench.uri, namespace, part * EACH, EACH, **LEASE)
-        for _ in range(PROCESSES):
-            await fleet.next("ready")
+    bench.step(f"round {number}: {PROCESSES * EACH} runners come")
+    async with fleet(bench, PROCESSES * EACH, PROCESSES, **LEASE) as one:
         bench.step(f"round {number}: killed")
-        return await _round(fleet, collection)
-    finally:
-        await fleet.end()
-        await client.close()
+        return await _round(one, one.jobs)
 
 
-async def _round(fleet: Fleet, collection: Any) -> dict[str, float]:
+async def _round(one: Fleet, collection: Any) -> dict[str, float]:
     held = [{**raw.document(), "data": {"hold": 3600.0}} for _ in range(HELD)]
     await collection.insert_many(held)
     where = {}
     for _ in held:
-        line = await fleet.next("job")
+        line = await one.next("job")
         where[line["job"]] = line["runner"]
-    records = [one async for one in collection.find({"control": "runner"})]
-    victim = fleet.processes[-1]
-    dead = {one["_id"].removeprefix("runner:") for one in records if one["pid"] == victim.pid}
-    dealt = assign({one["_id"].removeprefix("runner:"): one["slots"] for one in records})
+    records = [record async for record in collection.find({"control": "runner"})]
+    victim = one.processes[-1]
+    dead = {record["_id"].removeprefix("runner:") for record in records if record["pid"] == victim.pid}
+    dealt = assign({record["_id"].removeprefix("runner:"): record["slots"] for record in records})
     orphans = {slot for slot, pair in dealt.items() if dead.issuperset(pair)}
     put: dict[str, tuple[float, bool, bool]] = {}
 
@@ -73,7 +61,7 @@ async def _round(fleet: Fleet, collection: Any) -> dict[str, float]:
     theirs = {job for job, runner in where.items() if runner >= (PROCESSES - 1) * EACH}
     began, back = dict[str, float](), dict[str, float]()
     while not (put.keys() <= began.keys() and theirs <= back.keys()):
-        line = await fleet.next("job")
+        line = await one.next("job")
         if line["job"] in theirs and line["try"] > 1:
             back[line["job"]] = line["at"] - at
         began.setdefault(line["job"], line["at"])

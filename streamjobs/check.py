@@ -17,14 +17,24 @@ from bson.objectid import ObjectId
 from bson.regex import Regex
 
 from streamjobs.errors import BadArgument
-from streamjobs.job import CODEC, MAX_DEPTH, MAX_DOCUMENT, Job, Status, check_kind, decode, depth, encodable
+from streamjobs.job import (
+    CODEC,
+    MAX_DEPTH,
+    MAX_DOCUMENT,
+    MAX_NAME,
+    Job,
+    Status,
+    check_kind,
+    decode,
+    depth,
+    encodable,
+)  # fmt: skip
 
 #: How the ``_id`` of a runner's record begins: no job may have one like it.
 RECORD = "runner:"
 #: Bytes of an ``_id``, other than an ObjectId.
 MAX_ID = 1024
 _NO_ID = (Regex, re.Pattern, DBRef, MinKey, MaxKey)
-_SHORT = 200
 _FLAT = frozenset({str, int, float, bool, type(None), bytes, datetime, ObjectId})
 _INT32 = 2**31
 _INT64 = 2**63
@@ -96,7 +106,7 @@ def _is_usual(job: Job) -> bool:
     """Whether only its size and what its data holds are left to look at: a fast way to a part of the answer."""
     kind, data, delay = job.kind, job.data, job.delay
     return (
-        type(kind) is str and kind.isascii() and 0 < len(kind) <= _SHORT and "\0" not in kind
+        type(kind) is str and kind.isascii() and 0 < len(kind) <= MAX_NAME and "\0" not in kind
         and type(job.id) is ObjectId and type(job.tries) is list and type(job.extra) is dict and not job.extra
         and type(data) is dict and "$ref" not in data
         and type(job.retries) is int and 0 <= job.retries < _INT32

@@ -49,6 +49,8 @@ MS_CODEC: CodecOptions[dict[str, Any]] = CODEC.with_options(
 
 #: Largest document that put accepts. The server's limit is 16 MiB; the rest is kept for a hundred tries.
 MAX_DOCUMENT = 15 * 1024 * 1024
+#: Characters of a name: a kind's, a runner's.
+MAX_NAME = 200
 #: Deepest nesting of a value in it; mongod refuses documents over 100 deep in some commands, and ours wrap them.
 MAX_DEPTH = 90
 _FIELDS = ("_id", "status", "tries", "created", "runat", "data", "retries", "retryinterval", "kind")
@@ -281,7 +283,7 @@ def check_kind(kind: object) -> str:
 
 def check_name(name: str, value: object) -> str:
     """A name of 1 to 200 characters as a plain text, or BadArgument."""
-    if not isinstance(value, str) or not value or len(value) > 200 or "\0" in value:
+    if not isinstance(value, str) or not value or len(value) > MAX_NAME or "\0" in value:
         raise BadArgument(name, value, "give a text of 1 to 200 characters without NUL")
     plain = str.__str__(value)  # a subclass may be stored as something else, as bson.Code is
     try:

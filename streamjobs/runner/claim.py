@@ -214,10 +214,13 @@ class Claimer:
         except PyMongoError:
             self._strays += ids
             raise
+        good: list[Mapping[str, Any]] = []
         for row in rows:
             if problem := problem_of(row):
                 self.unreadable(row["_id"], problem)
-        for candidate in self._candidates([row for row in rows if not problem_of(row)], "stream"):
+            else:
+                good.append(row)
+        for candidate in self._candidates(good, "stream"):
             self._backlog.offer(candidate, self._clock.now_ms())
 
     def _candidates(self, rows: Sequence[Mapping[str, Any]], source: str) -> list[Candidate]:

@@ -108,23 +108,21 @@ class Sweeper:
         records = await self.look()
         # one without a date says nothing of its lease: its jobs are freed as those without a record
         dated = [
-            record for record in records
-            if date_ms(record.get("ends")) is not None and str(record["_id"]).startswith(record_id(""))
-        ]  # fmt: skip
-        there = {owner_of(str(record["_id"])) for record in dated}
+            (owner_of(str(record["_id"])), ends, record)
+            for record in records
+            if str(record["_id"]).startswith(record_id(""))
+            and (ends := date_ms(record.get("ends"))) is not None
+        ]
+        there = {owner for owner, _, _ in dated}
         self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
         now = self._clock.now_ms()
         wait = self._settings.period
-        alive: set[str] = set()
-        for record in dated:
-            owner = owner_of(str(record["_id"]))
-            ends = date_ms(record.get("ends")) or 0.0
+        for owner, ends, record in dated:
             if owner == self._trust.owner:
-                alive.add(owner)
-            elif record.get("fenced") is not None:
+                continue
+            if record.get("fenced") is not None:
                 await self._free_fenced(owner)
             elif ends + _LATE_MS > now:
-                alive.add(owner)
                 wait = min(wait, (ends + _LATE_MS - now) / 1000)
             elif await self._fence(owner):
                 await self._free_fenced(owner)
@@ -132,7 +130,7 @@ class Sweeper:
                 wait = min(wait, _SOON)
         if full:
             self._full = False
-            await self._free_missing(alive | there | {self._trust.owner})
+            await self._free_missing(there | {self._trust.owner})
             await self.release_orphans()
         return max(wait, 0.01)
 
