@@ -10,7 +10,7 @@ put         the producer   job, kind, retries, interval (s), n (fresh for each j
 ack         the producer   job, runat (ms on the server's clock, absent if as soon as possible)
 refused     the producer   job, error: the library refused to put a job again
 cancel      an operator    job, after the acknowledgement
-retry       an operator    job, after the acknowledgement
+retry       an operator    job, since: when it was asked for; after the acknowledgement
 unsure      an operator    job: a cancel or retry had no answer
 start, end  a handler      job, token, owner, pid, runner, number, sort; end also how
 event       the runner     event, pid and the event's own fields
@@ -113,7 +113,7 @@ class Life:
     document: Record | None = None
     refused: list[Record] = field(default_factory=list)
     cancels: list[float] = field(default_factory=list)
-    retries: list[float] = field(default_factory=list)
+    retries: list[Window] = field(default_factory=list)  # from asking until the answer
     unsure: bool = False
     told: list[Record] = field(default_factory=list)
     attempts: dict[str, Attempt] = field(default_factory=dict)
@@ -222,7 +222,7 @@ class Run:
         self._life(record).cancels.append(record["at"])
 
     def _retry(self, record: Record) -> None:
-        self._life(record).retries.append(record["at"])
+        self._life(record).retries.append((record["since"], record["at"]))
 
     def _unsure(self, record: Record) -> None:
         self._life(record).unsure = True

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tests.history import Life, Record, Run, outcome_of
 from tests.sight import MS, Breach, Limits, Sight
-from tests.windows import longest
+from tests.windows import Window, longest
 
 NEW, WORKING, WAITING, SUCCESS, FAILED, CANCELLED = range(1, 7)
 ENDED = (SUCCESS, FAILED, CANCELLED)
@@ -60,28 +60,34 @@ def story(run: Run, life: Life, sights: dict[int, Sight], limits: Limits) -> Ite
     if ack:
         due = max(run.moment(ack["runat"]) or 0.0, ack["at"])
     state = State(NEW, life.put["retries"], life.put["interval"], due, ack.get("runat"))
-    retried = list(life.retries)
+    retried, over = set(life.retries), 0.0
     for entry in document["tries"]:
         one = life.attempts[entry["attempt"]]
         if state.status in ENDED:
-            if not retried and not life.unsure:
+            # more than one try may come of a retry that was sent again: a server may not know it for the same
+            again = next(
+                (two for two in life.retries if two[0] <= one.begun + MS and over - MS <= two[1]), None
+            )
+            if again is None and not life.unsure:
                 yield Breach(5, "ran after its end", life.job, f"{one.token}: it was over ({state.status})")
                 return
+            retried.discard(again or (0.0, 0.0))
             state.retries, state.status = max(state.retries, 1), NEW
-            state.due, state.runat_ms = (retried.pop(0) if retried else None), None
+            state.due, state.runat_ms = None if again is None else again[1], None
         if any(at < one.begun - MS for at in life.cancels) and not life.retries:
             yield Breach(5, "ran after its cancel", life.job, f"{one.token} at {one.begun}")
         if state.runat_ms is not None and one.claimed_ms is not None and one.claimed_ms < state.runat_ms:
             text = f"{one.token} claimed it {state.runat_ms - one.claimed_ms:.0f} ms before it was due"
             yield Breach(6, "early", life.job, text)
         yield from _late(life, state.due, one.claimed, sights, limits)
-        state.end(entry, one.when or run.over)
+        over = one.when or run.over
+        state.end(entry, over)
     if state.status in (NEW, WAITING) and document["status"] in (NEW, WAITING) and not life.unsure:
         yield from _late(life, state.due, run.over, sights, limits)
     yield from _as_stored(life, state, retried)
 
 
-def _as_stored(life: Life, state: State, retried: list[float]) -> Iterator[Breach]:
+def _as_stored(life: Life, state: State, retried: set[Window]) -> Iterator[Breach]:
     stored = (life.document or {})["status"], (life.document or {})["retries"]
     if state.status in (NEW, WAITING) and life.cancels:
         state.status = CANCELLED

@@ -105,6 +105,36 @@ def test_a_job_that_runs_after_its_end():
     assert tale.judge() == [(5, "ran after its end")]
 
 
+@pytest.mark.parametrize(("answered", "clean"), [(9.5, True), (8.5, True), (7.9, False)])
+def test_a_retry_may_take_effect_from_when_it_is_asked_for_until_its_answer_and_twice_if_it_is_sent_twice(
+    answered, clean
+):
+    tale = Tale()
+    tale.put()
+    tale.run("a", A, 5.1, 6.0)
+    tale.ended("a", 5.1, 6.0)
+    tale.tell("retry", answered, job="j", since=6.5)
+    tale.run("b", B, 7.0, 8.0, number=2)
+    tale.ended("b", 7.0, 8.0)
+    tale.run("c", B, 9.0, 9.3, number=3)
+    tale.ended("c", 9.0, 9.3)
+    tale.stored()
+    assert tale.judge() == ([] if clean else [(5, "ran after its end")])
+
+
+@pytest.mark.parametrize("since", [8.1, 7.1])
+def test_a_retry_that_was_not_asked_for_yet_explains_nothing(since):
+    tale = Tale()
+    tale.put()
+    tale.run("a", A, 5.1, 6.0)
+    tale.ended("a", 5.1, 6.0)
+    tale.run("b", B, 7.0, 8.0, number=2)
+    tale.tell("retry", 8.5, job="j", since=since)
+    tale.ended("b", 7.0, 8.0)
+    tale.stored()
+    assert (5, "ran after its end") in tale.judge()
+
+
 @pytest.mark.parametrize("started", [False, True])
 def test_a_job_that_starts_after_its_cancel_was_acknowledged(started):
     tale = Tale()

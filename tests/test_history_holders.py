@@ -69,7 +69,7 @@ def test_a_snooze_or_a_retry_gives_it_another_start(allowed):
         tale.ended("a", 5.1, 6.0, "snoozed", err="snoozed: 0.05 s")
     else:
         tale.ended("a", 5.1, 6.0, "failure")
-        tale.tell("retry", 6.05, job="j")
+        tale.tell("retry", 6.05, job="j", since=6.02)
     tale.run("b", B, 6.1, 7.0, number=2)
     tale.ended("b", 6.1, 7.0)
     tale.stored(retries=0 if allowed == "snoozed" else 1)

@@ -11,6 +11,7 @@ from typing import Any
 from pymongo.errors import PyMongoError
 
 from streamjobs import Job, JobState
+from streamjobs.clock import boot
 from tests.fleet import Scene
 
 #: By kind: how often of a hundred, and the options of its put.
@@ -113,6 +114,7 @@ class Load:
                 await self._asked("retry", todo[0].id, queue.retry(todo[0].id))
 
     async def _asked(self, what: str, id_: Any, call: Any) -> None:
+        since = boot()
         try:
             await call
         except JobState:
@@ -120,4 +122,4 @@ class Load:
         except Exception:
             self._scene.log.note("unsure", job=id_)
         else:
-            self._scene.log.note(what, job=id_)
+            self._scene.log.note(what, job=id_, since=since)
