@@ -8,6 +8,7 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
+from unittest import mock
 
 from bson import Int64, ObjectId
 
@@ -101,6 +102,8 @@ def _wider(runner: Any) -> bool:
 @asynccontextmanager
 async def crew(queue: Queue, count: int, **settings: Any):
     async with AsyncExitStack() as stack:
+        # the second read after a stream has begun: at once, so that none finds a test's jobs
+        stack.enter_context(mock.patch("streamjobs.runner.runner._UNDER_WAY", 0.0))
         one = Crew(queue, stack)
         await asyncio.gather(*(one.come(**settings) for _ in range(count)))
         await one.settled()

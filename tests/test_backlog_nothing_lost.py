@@ -247,3 +247,18 @@ def test_what_is_left_out_is_looked_at_in_turn():
         backlog.leave_out(id_)
     assert backlog.left_out(3) == ids[:3]
     assert backlog.left_out(3) == [*ids[3:], ids[0]]
+
+
+def test_what_was_told_of_since_the_look_that_did_not_find_it_is_kept():
+    backlog = Backlog(["mail"], HORIZON)
+    read_all(backlog)
+    one, other = job(1), job(2)
+    for each in (one, other):
+        backlog.offer(each, NOW)
+    again = job(1)
+    again.seen = 7.5
+    backlog.offer(again, NOW)
+    backlog.drop({one.name, other.name}, before=7.0)
+    assert backlog.holds(one)
+    assert not backlog.holds(other)
+    assert drain(backlog) == [one]

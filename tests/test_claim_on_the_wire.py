@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from streamjobs import Queue
+from streamjobs import ASAP, Queue
+from tests.documents import plain
 from tests.proxy import Answer
 
 
@@ -28,3 +29,40 @@ async def test_a_claim_that_a_stepdown_keeps_from_a_majority_runs_once_and_its_r
             await seen.wait("try", outcome="success")
         assert len(seen.of("try")) == 1
         assert not seen.of("runner.failed")
+
+
+async def test_a_put_back_told_of_while_its_candidate_is_looked_at_is_not_forgotten(queue, raw, seen):
+    """Guard: ``before`` of Backlog.drop. The look says that another has the job, its event that it is to be had."""
+    free, told = asyncio.Event(), asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job) -> None:
+        if job.data.get("waits"):
+            await free.wait()
+
+    missed, back = plain(kind="mail", retries=0), plain(kind="mail", retries=0)
+    async with queue.running("w", concurrency=1) as runner:
+        change, rows = runner._stream._change, runner._store.rows
+
+        def hear(event):
+            change(event)
+            if event["documentKey"]["_id"] == back["_id"] and event["operationType"] == "update":
+                told.set()
+
+        async def look(ids):
+            found = await rows(ids)
+            if back["_id"] in ids and not told.is_set():
+                wake = {"kind": "mail", "by": "another", "n": 7, "runat": ASAP, "created": back["created"]}
+                raw.update_one({"_id": back["_id"]}, {"$set": {"status": 1, "wake": wake}})
+                await asyncio.wait_for(told.wait(), 20)
+            return found
+
+        runner._stream._change, runner._store.rows = hear, look
+        raw.insert_one(plain(kind="mail", retries=0, data={"waits": True}))
+        await seen.wait("try.started")
+        raw.insert_many([missed, back])
+        await seen.wait("job.woken", job=back["_id"])
+        raw.update_many({"_id": {"$in": [missed["_id"], back["_id"]]}}, {"$set": {"status": 2}})
+        free.set()
+        await seen.wait("try", job=back["_id"], outcome="success", timeout=10)
+    assert told.is_set()

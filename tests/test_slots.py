@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from bson import Int64, ObjectId
+from pymongo.errors import AutoReconnect
 
 from streamjobs import ASAP
 from streamjobs.clock import boot
@@ -17,6 +18,9 @@ from streamjobs.runner import fleet
 from streamjobs.runner.lease import record_id
 from streamjobs.runner.slots import COUNT, slot_of
 from tests.crew import crew, document, in_slot, stop_for_good
+
+# each change of a fleet opens streams again, and a read that is cancelled now and then leaves its socket to the collector
+pytestmark = pytest.mark.usefixtures("driver_litter")
 
 
 async def test_an_insert_is_noticed_by_two_and_claimed_by_one(queue, raw, seen):
@@ -63,6 +67,28 @@ async def test_a_dead_holders_job_is_claimed_by_its_watcher(slot, queue, raw, se
         assert event["owner"] == watcher.owner
         assert fleet.WATCH <= boot() - began < 5
         assert seen.of("job.woken", job=one["_id"], source="look")
+
+
+async def test_a_look_that_fails_is_done_again(queue, raw, seen):
+    """Guard: Fleet._look's except. The fallback of 60 s would find the job."""
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6) as runners:
+        holder, watcher = runners.of(7)
+        stop_for_good(holder)
+        rows, failed = watcher._store.rows, 0
+
+        async def fail_once(ids):
+            nonlocal failed
+            failed += 1
+            if failed == 1:
+                raise AutoReconnect("cut")
+            return await rows(ids)
+
+        watcher._store.rows = fail_once
+        raw.insert_one(one := document(_id=in_slot(7)))
+        (event,) = await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
+        assert event["owner"] == watcher.owner
+    assert failed > 1
 
 
 async def test_a_full_watcher_whose_slots_become_free_at_once_asks_for_what_it_left_out(queue, raw, seen):
@@ -144,7 +170,7 @@ async def test_a_dead_runners_slots_move_when_its_lease_is_over(queue, raw, seen
                 await asyncio.sleep(0.02)
 
 
-async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, seen, driver_litter):
+async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, seen):
     """Guard: the grace, and the read after a wider filter is open. Every job far below the fallback of 60 s."""
     queue.handler("mail")(lambda job: None)
     put: list[Any] = []
@@ -173,6 +199,21 @@ async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, s
     late = {fields["job"]: fields["started_ms"] for fields in seen.of("try", outcome="success")}
     assert set(late) == {str(id_) for id_ in put}
     assert max(late.values()) < 5_000
+
+
+async def test_runners_whose_stop_was_over_before_they_could_tell_of_it_are_missed_at_once(queue, raw, seen):
+    """Guard: deletes of others' records in the stream's filter. Their leases would run for 30 s yet."""
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6) as runners:
+        for one in runners.of(5):
+            one._beat.now = lambda: (
+                None
+            )  # asked for too late: the beat had a renewal under way, and then ended
+            one.stop()
+        async with asyncio.timeout(15):
+            await runners.agreed()
+        raw.insert_one(one := document(_id=in_slot(5)))
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
 
 
 async def test_who_loses_a_slot_watches_it_for_a_while(queue, raw, seen):

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from streamjobs.runner import fleet
 from streamjobs.runner.lease import record_id
 from streamjobs.runner.slots import COUNT
 from tests.crew import CALM, crew, document, in_slot
+
+# each change of a fleet opens streams again, and a read that is cancelled now and then leaves its socket to the collector
+pytestmark = pytest.mark.usefixtures("driver_litter")
 
 
 async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(queue, raw, seen, monkeypatch):

@@ -15,6 +15,7 @@ from streamjobs import ASAP, Queue, clock
 from streamjobs.clients import Source
 from streamjobs.handler import Handler
 from streamjobs.runner import Runner, claim
+from streamjobs.runner.store import Store
 from streamjobs.settings import Settings
 
 
@@ -175,6 +176,24 @@ async def test_what_no_event_told_of_is_found_by_the_fallback(queue, raw, seen):
         runner._stream._change = lambda change: None
         raw.insert_one(one := document())
         await seen.wait("try", job=one["_id"], outcome="success", timeout=5)
+
+
+async def test_a_write_under_way_when_the_stream_begins_is_found_though_neither_stream_nor_read_has_it(
+    queue, raw, seen, monkeypatch
+):
+    """Guard: the second read. Its place in the oplog is before the stream's, and it comes to be seen after the read."""
+    queue.handler("mail")(lambda job: None)
+    raw.insert_one(one := document())
+    page, blind = Store.page, 4
+
+    async def read(self, home, until_ms):
+        nonlocal blind
+        blind -= 1
+        return ([], False) if blind >= 0 else await page(self, home, until_ms)
+
+    monkeypatch.setattr(Store, "page", read)
+    async with queue.running("w"):
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=10)
 
 
 async def test_polling_by_choice_finds_jobs_without_a_stream(queue, raw, seen):

@@ -84,7 +84,7 @@ class Range:
     status: int
     asap: bool
     heap: list[tuple[Key, Candidate]] = field(default_factory=list[tuple[Key, Candidate]])
-    ids: set[Any] = field(default_factory=set[Any])
+    ids: dict[Any, float] = field(default_factory=dict[Any, float])  # and when each was last told of
     cursor: Candidate | None = None
     more: bool = True
     reading: bool = False
@@ -102,12 +102,13 @@ class Range:
     def push(self, candidate: Candidate) -> bool:
         """Take a candidate in, once."""
         if candidate.name in self.ids:
+            self.ids[candidate.name] = candidate.seen
             return False
         if len(self.heap) >= LIMIT:
             self.restart()  # it will be read again from its beginning
             self.dropped.add(self.kind)
             return True
-        self.ids.add(candidate.name)
+        self.ids[candidate.name] = candidate.seen
         heapq.heappush(self.heap, (candidate.key, candidate))
         return True
 
@@ -117,16 +118,18 @@ class Range:
         _, candidate = heapq.heappop(self.heap)
         for entry in before:
             heapq.heappush(self.heap, entry)
-        self.ids.discard(candidate.name)
+        self.ids.pop(candidate.name, None)
         self.passed = 0
         return candidate
 
-    def drop(self, names: set[Any]) -> None:
-        """Forget candidates that are no longer to be had."""
-        if not names.isdisjoint(self.ids):
-            self.heap = [entry for entry in self.heap if entry[1].name not in names]
+    def drop(self, names: set[Any], before: float) -> None:
+        """Forget candidates, unless they were told of since ``before``, in boot seconds."""
+        gone = {name for name in names if self.ids.get(name, before) < before}
+        if gone:
+            self.heap = [entry for entry in self.heap if entry[1].name not in gone]
             heapq.heapify(self.heap)
-            self.ids -= names
+            for name in gone:
+                del self.ids[name]
 
     def restart(self) -> None:
         """Read it again from its beginning."""
@@ -261,11 +264,11 @@ class Backlog:
         """Whether there is something of a kind to claim, or to read."""
         return any(one.heap or one.more for one in self._ranges.get(kind, ()))
 
-    def drop(self, names: set[Any]) -> None:
-        """Forget candidates that are no longer to be had."""
+    def drop(self, names: set[Any], before: float) -> None:
+        """Forget candidates that were no longer to be had at ``before``, in boot seconds; what was told since counts."""
         for ranges in self._ranges.values():
             for one in ranges:
-                one.drop(names)
+                one.drop(names, before)
 
     def page(
         self, home: Range, rows: Sequence[Candidate], full: bool, now_ms: float, last: Candidate | None = None

@@ -335,7 +335,7 @@ class Claimer:
 
     async def _judge(self, missed: Sequence[Candidate], token: str) -> set[Any]:
         """Look at what was not claimed: taken by another runner, not due yet, or no job; those claimed all the same."""
-        ahead = self._backlog.ahead(_AHEAD)
+        ahead, began = self._backlog.ahead(_AHEAD), boot()
         to_be_had: set[Any] = set()
         ours: set[Any] = set()
         looked_at = {one.name for one in missed}
@@ -355,7 +355,7 @@ class Claimer:
             else:  # the estimate of the server's clock is early: a little later, again
                 now = round(self._clock.now_ms())
                 self._backlog.again(candidate, max(candidate.runat, now + _EARLY_MS))
-        self._backlog.drop({one.name for one in ahead} - to_be_had)
+        self._backlog.drop({one.name for one in ahead} - to_be_had, began)
         return ours
 
     def unreadable(self, id_: Any, problem: str) -> None:

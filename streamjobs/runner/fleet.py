@@ -23,9 +23,9 @@ from pymongo.errors import PyMongoError
 from streamjobs import events, transitions
 from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
-from streamjobs.job import RUNNABLE, date_ms, id_key
+from streamjobs.job import RUNNABLE, id_key
 from streamjobs.runner.backlog import LIMIT, Backlog, Candidate
-from streamjobs.runner.lease import Trust, owner_of
+from streamjobs.runner.lease import Trust, listens, member_of, whole
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.slots import ALL, Member, Share, groups, shares, slot_of
 from streamjobs.runner.store import Store, candidate_of
@@ -104,6 +104,7 @@ class Fleet:
         self._shares: dict[str, Share] = dict.fromkeys(self._kinds, ALL)
         self._left: dict[str, dict[int, float]] = {kind: {} for kind in self._kinds}
         self._size = 1
+        self._live: frozenset[str] = frozenset()
         self._known = False
         self._coming: asyncio.TimerHandle | None = None
         self._filter: Any = None  # what the stream has been opened with
@@ -144,14 +145,15 @@ class Fleet:
         if not self._listens:
             return
         now, judge = self._clock.now_ms(), self._trust.may_fence()
-        live = [one for one in records if _listens(one, now, judge)]
+        live = [one for one in records if listens(one, now, judge)]
         self._room = {
             one.owner: one.kinds
-            for one, record in ((_member(record), record) for record in live)
-            if _number(record.get("free")) > 0 and one.owner != self._trust.owner
+            for one, record in ((member_of(record), record) for record in live)
+            if whole(record.get("free")) > 0 and one.owner != self._trust.owner
         }
         self._stale = boot() + _READ
-        members = [_member(record) for record in live]
+        members = [member_of(record) for record in live]
+        self._live = frozenset(one.owner for one in members)
         self._size = max(1, len(members))
         self._take(shares(self._me(), members))
         if self._room:
@@ -168,9 +170,12 @@ class Fleet:
         self._filter = groups(out)
         return out
 
-    def changed(self) -> None:
-        """A runner came, or said that it goes: have the records read, though not by the whole fleet at once."""
-        if self._coming is None:
+    def changed(self, gone: str | None = None) -> None:
+        """A runner came, or said that it goes: have the records read, though not by the whole fleet at once.
+
+        ``gone`` is one whose record was deleted, which mostly had said that it goes; a quick stop leaves no time for it.
+        """
+        if self._coming is None and (gone is None or gone in self._live):
             wait = 0.01 + random.uniform(0, min(_EACH * self._size, self._horizon))  # noqa: S311 - only to spread
             self._coming = asyncio.get_running_loop().call_later(wait, self._come)
 
@@ -297,7 +302,13 @@ class Fleet:
         if not ids or self._free() <= 0:
             self._skipped = self._skipped or bool(ids)
             return  # whoever gets a free slot asks what is due
-        for row in await self._store.rows(ids):
+        try:
+            rows = await self._store.rows(ids)
+        except PyMongoError:
+            for id_ in ids:
+                self.watch(id_, _READ)
+            raise
+        for row in rows:
             candidate = candidate_of(row, "look")
             if candidate is not None and candidate.status in RUNNABLE:
                 self._waker.offer(candidate)
@@ -368,7 +379,7 @@ class Fleet:
         self._timer = asyncio.get_running_loop().call_later(max(PASS, self._reading[0] - now), self._check)
 
     async def _pass_on(self) -> None:
-        passing, self._passing = self._passing, []
+        passing, self._passing, began = self._passing, [], boot()
         if not passing:
             return
         by = self._trust.owner
@@ -376,25 +387,7 @@ class Fleet:
         for one, to in passing:
             writes.append(UpdateOne(*transitions.pass_on(one.id, by, to, secrets.randbits(31))))
         await self._store.jobs.bulk_write(writes, ordered=False)
-        self._backlog.drop({one.name for one, _ in passing})
+        self._backlog.drop({one.name for one, _ in passing}, began)
         if events.wanted("debug"):
             for one, to in passing:
                 events.emit("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)
-
-
-def _listens(record: Mapping[str, Any], now_ms: float, judge: bool) -> bool:
-    """Whether a record is that of a live runner that listens."""
-    there = record.get("fenced") is None and record.get("away") is None
-    ends = date_ms(record.get("ends"))
-    return there and ends is not None and (not judge or ends > now_ms)
-
-
-def _member(record: Mapping[str, Any]) -> Member:
-    found: Any = record.get("kinds")
-    kinds: Any = found if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType]
-    weight = max(1, _number(record.get("slots")))
-    return Member(owner_of(str(record["_id"])), frozenset(str(kind) for kind in kinds), weight)
-
-
-def _number(value: Any) -> int:
-    return value if isinstance(value, int) else 0

@@ -11,7 +11,7 @@ import queue
 import secrets
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from streamjobs import events
 from streamjobs.check import RECORD
 from streamjobs.clients import HEARTBEAT_MS, Source, close_sync
 from streamjobs.clock import boot
+from streamjobs.job import date_ms
+from streamjobs.runner.slots import Member
 from streamjobs.runner.turns import Turns
 from streamjobs.settings import Settings
 from streamjobs.transitions import Pipeline, literal
@@ -49,6 +51,26 @@ def record_id(owner: str) -> str:
 def owner_of(record: str) -> str:
     """The owner that a control document's ``_id`` names."""
     return record.removeprefix(_PREFIX)
+
+
+def listens(record: Mapping[str, Any], now_ms: float, judge: bool) -> bool:
+    """Whether a record is that of a live runner that listens; a lease that is over counts where one may ``judge``."""
+    there = record.get("fenced") is None and record.get("away") is None
+    ends = date_ms(record.get("ends"))
+    return there and ends is not None and (not judge or ends > now_ms)
+
+
+def member_of(record: Mapping[str, Any]) -> Member:
+    """Who shares the slots out, by its record."""
+    found: Any = record.get("kinds")
+    kinds: Any = found if isinstance(found, list) else []  # pyright: ignore[reportUnknownVariableType]
+    weight = max(1, whole(record.get("slots")))
+    return Member(owner_of(str(record["_id"])), frozenset(str(kind) for kind in kinds), weight)
+
+
+def whole(value: Any) -> int:
+    """A number of a record, 0 for anything else."""
+    return value if isinstance(value, int) else 0
 
 
 def fresh_owner() -> str:

@@ -28,7 +28,7 @@ from streamjobs.runner.finish import Finisher
 from streamjobs.runner.fleet import Fleet
 from streamjobs.runner.greet import greet, no_stream
 from streamjobs.runner.held import Ended, Held
-from streamjobs.runner.lease import Beat, record_id
+from streamjobs.runner.lease import Beat, owner_of, record_id
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.slots import Member
 from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
@@ -43,6 +43,7 @@ from streamjobs.settings import Settings
 _POOL = 20  # connections at most, whatever the URI says: the stream keeps one, the roles a few
 _AHEAD = 5.0  # seconds beyond the period for which timers are set
 _END = 0.15  # seconds that a role gets to end
+_UNDER_WAY = 1.0  # seconds after which no write is under way that was when the stream began
 
 
 class Runner:
@@ -333,10 +334,16 @@ class Runner:
             await self._stream.reopen()
         await self._check_indexes()
 
-    def _opened(self) -> None:
-        """The stream is open, and whatever may have been said meanwhile was not heard."""
+    def _opened(self, begins: bool) -> None:
+        """The stream is open, and whatever may have been said meanwhile was not heard.
+
+        A stream that begins now may begin behind a write that is under way and has its place in the oplog already,
+        but can't be read yet: that is read a moment later.
+        """
         self._waker.restart_all()
         self._sweeper.wake()
+        if begins:
+            asyncio.get_running_loop().call_later(_UNDER_WAY, self._waker.restart_all)
 
     def _changed(self, change: dict[str, Any]) -> None:
         """An event of the stream."""
@@ -346,7 +353,8 @@ class Runner:
             if change["operationType"] != "insert":
                 self._vouching.now()
         elif str(id_).startswith(record_id("")):
-            self._fleet.changed()
+            deleted = change["operationType"] == "delete"
+            self._fleet.changed(owner_of(str(id_)) if deleted else None)
         else:
             self._waker.change(id_, change)
 

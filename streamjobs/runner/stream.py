@@ -59,7 +59,7 @@ def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
         {"operationType": "replace", "documentKey._id": others, "fullDocument.away": {"$exists": True}},
         {**update, "documentKey._id": mine, f"{change}.fenced": {"$exists": True}},
         {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
-        {"operationType": "delete", "documentKey._id": mine},
+        {"operationType": "delete", "documentKey._id": {"$regex": f"^{re.escape(record_id(''))}"}},
         {"operationType": {"$in": _ENDS}},
     ]  # fmt: skip
     full = "$fullDocument"
@@ -110,7 +110,8 @@ class Stream:
         runner: its name, for events.
         wait: longest wait of one read, in seconds.
         change: called with each event.
-        opened: called when everything has to be read, because events may have been missed.
+        opened: called when everything has to be read, because events may have been missed; with whether the stream
+            begins now, and not where it had come to.
         refiltered: called when it was opened again on purpose and no event was missed by what it heard before.
         turn: awaited before the next read, for what an event has begun; short whatever happens.
 
@@ -118,7 +119,7 @@ class Stream:
 
     def __init__(
         self, collection: Any, heard: Callable[[], Heard], owner: Callable[[], str], runner: str, wait: float,
-        change: Callable[[dict[str, Any]], None], opened: Callable[[], None], refiltered: Callable[[], None],
+        change: Callable[[dict[str, Any]], None], opened: Callable[[bool], None], refiltered: Callable[[], None],
         turn: Callable[[], Awaitable[None]],
     ) -> None:  # fmt: skip
         # a stream tells of what a majority has, and servers refuse any other read concern for it
@@ -245,7 +246,10 @@ class Stream:
         self.last_return = boot()
         self._say("live", "resumed" if resumed else "opened")
         quietly, self._quietly = self._quietly and resumed, False
-        (self._refiltered if quietly else self._opened)()
+        if quietly:
+            self._refiltered()
+        else:
+            self._opened(not resumed)
 
     def _gap(self, reason: str, code: int | None) -> None:
         self._token = None
