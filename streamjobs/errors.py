@@ -118,7 +118,10 @@ class JobNotFound(JobError):  # noqa: N818
     """No job has this id."""
 
     def __init__(self, id_: object) -> None:
-        super().__init__(f"no job with _id {shown(id_)} in this collection")
+        text = re.fullmatch("[0-9a-fA-F]{24}", id_) if isinstance(id_, str) else None
+        fix = "; this is a text, and a job's _id is mostly an ObjectId: give bson.ObjectId('{}')"
+        hint = "" if text is None else fix.format(text.group())
+        super().__init__(f"no job with _id {shown(id_)} in this collection{hint}")
 
 
 class JobState(JobError):  # noqa: N818

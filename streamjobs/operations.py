@@ -17,7 +17,13 @@ from bson.datetime_ms import DatetimeMS
 from bson.int64 import Int64
 from bson.objectid import ObjectId
 from bson.raw_bson import RawBSONDocument
-from pymongo.errors import BulkWriteError, DuplicateKeyError, PyMongoError, WriteConcernError
+from pymongo.errors import (
+    BulkWriteError,
+    DuplicateKeyError,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WriteConcernError,
+)
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import events, transitions
@@ -43,7 +49,7 @@ OUTSIDE = "outside"
 
 async def perform(operation: Operation[T], collection: Any) -> T:
     """Run an operation on an asynchronous collection."""
-    call = _begin(operation)
+    call = _send(operation, None)
     while not isinstance(call, _Done):
         try:
             result = call(collection)
@@ -58,7 +64,7 @@ async def perform(operation: Operation[T], collection: Any) -> T:
 
 def perform_sync(operation: Operation[T], collection: Any) -> T:
     """Run an operation on a synchronous collection."""
-    call = _begin(operation)
+    call = _send(operation, None)
     while not isinstance(call, _Done):
         try:
             result = call(collection)
@@ -121,10 +127,11 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     stale = clock.stale
     for job in jobs:  # all of them, before anything is sent
         (check_job if stale else check_fields)(job)
-    if not clock.known:
-        yield from learn(clock)  # pays for connecting, so it is a poor sample
-    if stale:
-        yield from learn(clock)
+    error = None if clock.known else (yield from learn(clock))  # pays for connecting, so it is a poor sample
+    if stale and error is None:
+        error = yield from learn(clock)
+    if isinstance(error, ServerSelectionTimeoutError):  # the insert would wait as long again
+        raise error if session is not None else PutUnknown(jobs, error) from error
     undated = _date(jobs, clock)
     try:
         # as it was checked, and not encoded once more by the driver
@@ -182,14 +189,15 @@ def _majority_count(ids: list[Any]) -> Call:
     )
 
 
-def learn(clock: ServerClock) -> Operation[None]:
-    """Take a sample of the server's clock; without an answer the estimate stays what it was."""
+def learn(clock: ServerClock) -> Operation[PyMongoError | None]:
+    """Take a sample of the server's clock; without an answer the estimate stays what it was, and the error is returned."""
     sent = boot()
     try:
         hello = yield lambda collection: collection.database.client.admin.command("hello")
-    except PyMongoError:
-        return  # the call that wanted to know the time will say what is wrong
+    except PyMongoError as error:
+        return error
     clock.heard(sent, hello)
+    return None
 
 
 def get(id_: Any) -> Operation[Job]:
@@ -307,10 +315,6 @@ def _creation(index: Index) -> Call:
 class _Done:
     def __init__(self, value: Any) -> None:
         self.value = value
-
-
-def _begin(operation: Operation[Any]) -> Any:
-    return _send(operation, None)
 
 
 def _send(operation: Operation[Any], value: Any) -> Any:

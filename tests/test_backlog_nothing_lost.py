@@ -262,3 +262,21 @@ def test_what_was_told_of_since_the_look_that_did_not_find_it_is_kept():
     assert backlog.holds(one)
     assert not backlog.holds(other)
     assert drain(backlog) == [one]
+
+
+def test_one_that_was_deleted_and_put_again_with_its_id_is_news():
+    backlog = read_all(Backlog(["mail"], HORIZON))
+    backlog.offer(job(1), NOW, fresh=True)
+    assert [one.id for one in drain(backlog)] == [oid(1)]
+    assert not backlog.offer(job(1), NOW, fresh=True)  # the stream tells of the same put
+    assert backlog.offer(job(1, created=5), NOW, fresh=True)
+    assert len(drain(backlog)) == 1
+
+
+def test_another_attempt_comes_before_a_later_timer_and_of_another_kind_never():
+    backlog = read_all(Backlog(["mail"], HORIZON))
+    backlog.offer(job(1, runat=NOW + 20_000), NOW)
+    backlog.again(job(1), NOW + 5)
+    backlog.again(job(2, kind="post"), NOW + 5)
+    assert backlog.next_timer == NOW + 5
+    assert [one.id for one in backlog.fire(NOW + 5)] == [oid(1)]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from pymongo.errors import AutoReconnect
+
 from streamjobs import ASAP, Queue
 from tests.documents import plain
 from tests.proxy import Answer
@@ -66,3 +68,51 @@ async def test_a_put_back_told_of_while_its_candidate_is_looked_at_is_not_forgot
         free.set()
         await seen.wait("try", job=back["_id"], outcome="success", timeout=10)
     assert told.is_set()
+
+
+async def test_a_job_that_was_given_another_kind_while_it_was_a_candidate_ends_no_runner(queue, raw, seen):
+    """Guard: the look at the kind in Backlog.again."""
+    free = asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job) -> None:
+        if job.data.get("waits"):
+            await free.wait()
+
+    async with queue.running("w", concurrency=1):
+        raw.insert_one(plain(kind="mail", retries=0, data={"waits": True}))
+        await seen.wait("try.started")
+        raw.insert_one(one := plain(kind="mail", retries=0))
+        await seen.wait("job.woken", job=one["_id"])
+        raw.update_one({"_id": one["_id"]}, {"$set": {"kind": "post"}})
+        free.set()
+        await seen.wait("claim", count=2)
+        raw.insert_one(after := plain(kind="mail", retries=0))
+        await seen.wait("try", job=after["_id"], outcome="success", timeout=10)
+    assert not seen.of("runner.failed")
+    assert raw.find_one({"_id": one["_id"]})["status"] == 1
+
+
+async def test_what_a_claim_has_missed_is_not_forgotten_when_the_look_at_it_fails(
+    queue, raw, seen, monkeypatch
+):
+    """Guard: the except around Claimer._judge."""
+    monkeypatch.setattr("streamjobs.runner.runner._UNDER_WAY", 0.0)
+    queue.handler("mail")(lambda job: None)
+    async with queue.running("w", interval=60) as runner:
+        claim, rows, calls = runner._store.claim, runner._store.rows, []
+
+        async def early(ids, *about, **more):
+            calls.append("claim")
+            return [] if len(calls) == 1 else await claim(ids, *about, **more)
+
+        async def fail(ids):
+            calls.append("look")
+            if calls.count("look") == 1:
+                raise AutoReconnect("cut")
+            return await rows(ids)
+
+        runner._store.claim, runner._store.rows = early, fail
+        raw.insert_one(one := plain(kind="mail", retries=0))
+        await seen.wait("try", job=one["_id"], outcome="success", timeout=10)
+    assert calls[:2] == ["claim", "look"]

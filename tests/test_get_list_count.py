@@ -92,3 +92,11 @@ async def test_a_filter_that_cannot_work_is_refused_by_name(name, value, queue):
         await queue.list(**{name: value})
     with pytest.raises(BadArgument, match=f"^{name}: "):
         queue.sync.list(**{name: value})
+
+
+async def test_the_text_of_an_id_is_told_from_the_id(queue):
+    job = await queue.put("mail")
+    with pytest.raises(JobNotFound, match=r"this is a text, .* give bson.ObjectId\('" + str(job.id)):
+        await queue.get(str(job.id))
+    with pytest.raises(JobNotFound, match="in this collection$"):
+        await queue.get("mine")

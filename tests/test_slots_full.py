@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from streamjobs.runner import fleet
 from streamjobs.runner.lease import record_id
@@ -15,8 +17,26 @@ from tests.crew import CALM, crew, document, in_slot
 pytestmark = pytest.mark.usefixtures("driver_litter")
 
 
-async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(queue, raw, seen, monkeypatch):
-    """Guard: Fleet.holding. The watcher is full too, so without it the job waits for a slot or the fallback."""
+class FailingOnce:
+    """A store whose first bulk write fails."""
+
+    def __init__(self, store):
+        self._store, self.jobs, self._failed = store, self, False
+        self.rows = store.rows
+
+    async def bulk_write(self, writes, **options):
+        if not self._failed:
+            self._failed = True
+            raise AutoReconnect("cut")
+        return await self._store.jobs.bulk_write(writes, **options)
+
+
+@pytest.mark.parametrize("how", ["due", "dated", "claim under way", "write fails"])
+async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(how, queue, raw, seen, monkeypatch):
+    """Guards: Fleet.holding, and Fleet.due for a timer; what waits is kept while a slot seems free, and after an error.
+
+    The watcher is full too, so without them the job waits for a slot or the fallback.
+    """
     monkeypatch.setattr(fleet, "WATCH", 20.0)
     go = asyncio.Event()
 
@@ -40,7 +60,15 @@ async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(queue,
             while raw.count_documents({"control": "runner", "free": 0}) < 2:
                 await asyncio.sleep(0.05)
         holder._fleet._stale = 0.0  # what was read before that is old by now
-        raw.insert_one(one := document(_id=in_slot(40)))
+        more = {}
+        if how == "dated":
+            more = {"runat": datetime.now(UTC) + timedelta(seconds=1), "status": 3}
+        elif how == "claim under way":
+            free, real = iter([1, 1]), holder._fleet._free
+            holder._fleet._free = lambda: next(free, None) or real()
+        elif how == "write fails":
+            holder._fleet._store = FailingOnce(holder._store)
+        raw.insert_one(one := document(_id=in_slot(40), **more))
         (passed,) = await seen.wait("job.passed", job=one["_id"], timeout=15)
         await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
         assert seen.of("try", job=one["_id"])[0]["owner"] == passed["to"]
@@ -71,6 +99,7 @@ async def test_a_full_fleet_writes_nothing_and_whoever_gets_a_slot_asks(queue, r
         async with asyncio.timeout(30):  # all beats have said that nobody is free
             while raw.count_documents({"control": "runner", "free": {"$gt": 0}}):
                 await asyncio.sleep(0.05)
+        holder._fleet._stale = 0.0  # what was read before that is old by now
         waiting = [document(_id=in_slot(8), data={"quick": True}) for _ in range(3)]
         raw.insert_many(waiting)
         reads = []

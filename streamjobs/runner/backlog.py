@@ -198,7 +198,7 @@ class Backlog:
         self._timed: dict[Any, int] = {}
         self._cut = False
         self._sequence = itertools.count()
-        self._taken: OrderedDict[Any, None] = OrderedDict()
+        self._taken: OrderedDict[Any, Key] = OrderedDict()
         self._bad: OrderedDict[Any, Any] = OrderedDict()  # left out, by name
         self._told: OrderedDict[Any, None] = OrderedDict()
 
@@ -208,7 +208,8 @@ class Backlog:
         ``fresh`` is for inserts: one that this runner has taken already is no news.
         """
         ranges = self._ranges.get(candidate.kind)
-        if ranges is None or (fresh and candidate.name in self._taken):
+        # one that was deleted and put again has its id, and another date
+        if ranges is None or (fresh and self._taken.get(candidate.name) == candidate.key):
             return False
         self._bad.pop(candidate.name, None)  # somebody wrote it: it may be good now
         if candidate.runat > now_ms:
@@ -246,7 +247,7 @@ class Backlog:
             self._turns.move_to_end(kind)
             for one in ranges:
                 one.passed = one.passed + 1 if one.heap and one is not chosen else 0
-            self._remember(self._taken, candidate.name)
+            self._remember(self._taken, candidate.name, candidate.key)
             out.append(candidate)
         return out or None
 
@@ -295,9 +296,9 @@ class Backlog:
             one.restart()
         self._turns.setdefault(kind)
 
-    def fire(self, now_ms: float) -> int:
-        """Move timers that are due into their ranges; how many."""
-        fired = 0
+    def fire(self, now_ms: float) -> list[Candidate]:
+        """Move timers that are due into their ranges; which."""
+        fired: list[Candidate] = []
         while self._timers and self._timers[0][0] <= now_ms:
             _, _, candidate = heapq.heappop(self._timers)
             self._timed.pop(candidate.name, None)
@@ -305,7 +306,7 @@ class Backlog:
             if home is not None:
                 home.push(candidate)
             self._turns.setdefault(candidate.kind)
-            fired += 1
+            fired.append(candidate)
         if self._cut and not self._timers:
             self._cut = False
             for kind in self._ranges:
@@ -314,7 +315,9 @@ class Backlog:
 
     def again(self, candidate: Candidate, at_ms: int) -> None:
         """Try a candidate once more at this time."""
-        if candidate.name not in self._timed:
+        if candidate.kind not in self._ranges:
+            return  # somebody has given it another kind
+        if self._timed.get(candidate.name, at_ms + 1) > at_ms:
             self._timed[candidate.name] = at_ms
             heapq.heappush(self._timers, (at_ms, next(self._sequence), candidate))
 

@@ -79,6 +79,7 @@ class Claimer:
         self._spread = 1
         self._stopping = False
         self.sift: Callable[[Sequence[Candidate]], Sequence[Candidate]] = lambda found: found
+        self.due: Callable[[Sequence[Candidate]], None] = lambda _found: None
         self.ended = asyncio.Event()  # not running
         self.ended.set()
         self.held: dict[tuple[str, Any], Held] = {}
@@ -177,7 +178,7 @@ class Claimer:
         if self._strays:
             await self._read_strays()
             return True
-        self._backlog.fire(self._clock.now_ms() - _AHEAD_MS)
+        self.due(self._backlog.fire(self._clock.now_ms() - _AHEAD_MS))
         if self._backlog.dropped:
             kinds = sorted(self._backlog.dropped)
             events.emit("wake.dropped", kinds=kinds, runner=self._runner, owner=self._trust.owner)
@@ -199,8 +200,7 @@ class Claimer:
     async def _read(self, home: Range) -> None:
         home.reading = True
         try:
-            until = round(self._clock.now_ms()) + self._backlog.horizon_ms
-            rows, full = await self._store.page(home, until)
+            rows, full = await self._store.page(home, round(self._clock.now_ms()) + self._backlog.horizon_ms)
         finally:
             home.reading = False
         good = self.sift(self._candidates(rows, "read"))
@@ -220,8 +220,10 @@ class Claimer:
                 self.unreadable(row["_id"], problem)
             else:
                 good.append(row)
-        for candidate in self._candidates(good, "stream"):
+        found = self._candidates(good, "stream")
+        for candidate in found:
             self._backlog.offer(candidate, self._clock.now_ms())
+        self.due(found)
 
     def _candidates(self, rows: Sequence[Mapping[str, Any]], source: str) -> list[Candidate]:
         """Those rows that can be jobs; the others are reported."""
@@ -266,7 +268,11 @@ class Claimer:
             if 2 * taken <= len(ids):
                 self._spread = min(_SPREAD, 2 * self._spread)
             missed = [one for one in wanted if (token, one.name) not in self.held]
-            ours = await self._judge(missed, token)
+            try:
+                ours = await self._judge(missed, token)
+            except PyMongoError:
+                self._unsettled.append((owner, token, missed))
+                raise
             if ours:  # claimed by a call whose reply was lost, and whose repetition found nothing to claim
                 self._unsettled.append((owner, token, [one for one in missed if one.name in ours]))
 
@@ -277,10 +283,9 @@ class Claimer:
         self._unsettled.pop(0)
         count = self._take([one for one in found if one is not None], wanted, owner, token)
         events.emit("claim.settled", count=count, asked=len(wanted), runner=self._runner, owner=owner)
-        now = self._clock.now_ms()
         for one, document in zip(wanted, found, strict=True):
             if document is None:
-                self._backlog.again(one, max(one.runat, round(now)))
+                self._backlog.again(one, max(one.runat, round(self._clock.now_ms())))
 
     def _take(
         self, documents: Sequence[Mapping[str, Any]], wanted: Sequence[Candidate], owner: str, token: str
@@ -376,7 +381,7 @@ class Claimer:
             self._timer.cancel()
             self._timer = None
         due = self._backlog.next_timer
-        if due is not None:
+        if due is not None and self._trust.holds():  # which wakes it when it comes back
             wait = max(0.0, (due + _AHEAD_MS - self._clock.now_ms()) / 1000)
             self._timer = asyncio.get_running_loop().call_later(wait, self.wake)
 

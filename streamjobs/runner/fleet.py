@@ -13,7 +13,7 @@ import random
 import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import pymongo
 from bson.errors import BSONError
@@ -25,7 +25,8 @@ from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
 from streamjobs.job import RUNNABLE, id_key
 from streamjobs.runner.backlog import LIMIT, Backlog, Candidate
-from streamjobs.runner.lease import Trust, listens, member_of, whole
+from streamjobs.runner.lease import Trust, listens, member_of, record_id, whole
+from streamjobs.runner.neighbours import Listening, Reading, Taking
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.slots import ALL, Member, Share, groups, shares, slot_of
 from streamjobs.runner.store import Store, candidate_of
@@ -37,42 +38,13 @@ WATCH = 0.05
 ASIDE = 0.25
 #: Seconds that a full holder waits for a slot before it passes a job on.
 PASS = 0.01
+_STILL = 0.05  # seconds until it looks again whether a claim under way has filled it
 _TOGETHER = 0.025  # looks that are due within this of each other are one read
 _AHEAD = 5.0  # seconds beyond the period for which looks are planned
 _ASK, _ASK_MOST = 0.05, 5.0  # seconds between due queries for want of work: while they find some, and none
 _READ, _READ_MOST = 1.0, 10.0  # seconds between reads of the records while full: somebody is free, and nobody
 _EACH = 0.005  # seconds for each runner over which a fleet spreads its reads of the records
 _MANY = 1_000
-
-
-class Listening(Protocol):
-    """What the fleet asks of the stream."""
-
-    state: str
-
-    async def reopen(self, *, quietly: bool) -> None:
-        """Open it again with what :meth:`Fleet.heard` says."""
-        ...
-
-
-class Taking(Protocol):
-    """What it asks of whoever takes candidates in."""
-
-    def offer(self, candidate: Candidate) -> None:
-        """Try to claim it."""
-        ...
-
-    def restart(self, kind: str) -> None:
-        """Read what is due of a kind."""
-        ...
-
-
-class Reading(Protocol):
-    """What it asks of whoever reads the records."""
-
-    def wake(self) -> None:
-        """Read them now."""
-        ...
 
 
 class Fleet:
@@ -105,6 +77,7 @@ class Fleet:
         self._left: dict[str, dict[int, float]] = {kind: {} for kind in self._kinds}
         self._size = 1
         self._live: frozenset[str] = frozenset()
+        self._gone: deque[str] = deque(maxlen=_MANY)
         self._known = False
         self._coming: asyncio.TimerHandle | None = None
         self._filter: Any = None  # what the stream has been opened with
@@ -112,7 +85,7 @@ class Fleet:
         self._shift = asyncio.Event()
         self._looks: list[tuple[float, int, Any]] = []
         self._planned: dict[Any, float] = {}
-        self._skipped = False
+        self._skipped = self._over = False
         self._sequence = itertools.count()
         self._waiting: deque[tuple[float, Candidate]] = deque()
         self._room: dict[str, frozenset[str]] = {}  # runners with a free slot, as their records lately said
@@ -145,7 +118,8 @@ class Fleet:
         if not self._listens:
             return
         now, judge = self._clock.now_ms(), self._trust.may_fence()
-        live = [one for one in records if listens(one, now, judge)]
+        gone = {record_id(owner) for owner in self._gone}  # no owner comes back
+        live = [one for one in records if listens(one, now, judge) and one["_id"] not in gone]
         self._room = {
             one.owner: one.kinds
             for one, record in ((member_of(record), record) for record in live)
@@ -175,6 +149,8 @@ class Fleet:
 
         ``gone`` is one whose record was deleted, which mostly had said that it goes; a quick stop leaves no time for it.
         """
+        if gone is not None:
+            self._gone.append(gone)  # a read of the records may be under way that has it still
         if self._coming is None and (gone is None or gone in self._live):
             wait = 0.01 + random.uniform(0, min(_EACH * self._size, self._horizon))  # noqa: S311 - only to spread
             self._coming = asyncio.get_running_loop().call_later(wait, self._come)
@@ -273,6 +249,14 @@ class Fleet:
 
     async def run(self) -> None:
         """Look and pass on; runs until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._over = True
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _run(self) -> None:
         while True:
             self._work.clear()
             try:
@@ -319,12 +303,19 @@ class Fleet:
         """This runner holds the slot of a job that is due: pass it on unless it is taken soon."""
         if (
             len(self._waiting) < _MANY
+            and not self._over
             and self.shared(candidate.kind)
             and candidate.runat <= self._clock.now_ms()
         ):
             self._waiting.append((boot() + PASS, candidate))
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(PASS, self._check)
+
+    def due(self, found: Sequence[Candidate]) -> None:
+        """These have fallen due, or were read by themselves: those of this runner's slots it may have to pass on."""
+        for one in found:
+            if not self.lag(one.kind, one.id):
+                self.holding(one)
 
     def passed(self, kind: str) -> None:
         """A job was passed to this runner: more may wait where it came from."""
@@ -352,24 +343,32 @@ class Fleet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now = boot()
-        if self._free() > 0:
+        now, left = boot(), list[tuple[float, Candidate]]()
+        if self._free() > 0:  # a claim under way may fill it yet
+            left = [entry for entry in self._waiting if self._backlog.holds(entry[1])]
             self._waiting.clear()
+        room = self._room if now < self._stale else {}
         while self._waiting and self._waiting[0][0] <= now:
-            candidate = self._waiting[0][1]
-            if self._backlog.holds(candidate):
-                room = self._room if now < self._stale else {}
-                to = [owner for owner, kinds in room.items() if candidate.kind in kinds]
-                if not to:
-                    self._read_again(now)
-                    return
+            at, candidate = self._waiting.popleft()
+            if not self._backlog.holds(candidate):
+                continue
+            to = [owner for owner, kinds in room.items() if candidate.kind in kinds]
+            if to:
                 chosen = random.choice(to)  # noqa: S311 - only to spread
-                del self._room[chosen]
+                del room[chosen]
                 self._passing.append((candidate, chosen))
                 self._work.set()
-            self._waiting.popleft()
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(PASS, self._check)
+            else:
+                left.append((at, candidate))
+                if not room:
+                    break
+        full = bool(left) and self._free() <= 0
+        self._waiting.extendleft(reversed(left))
+        if full:
+            self._read_again(now)
+        elif self._waiting:
+            wait = _STILL if left else PASS  # kept only where a slot is free: see above
+            self._timer = asyncio.get_running_loop().call_later(wait, self._check)
 
     def _read_again(self, now: float) -> None:
         after, pause = self._reading
@@ -386,8 +385,16 @@ class Fleet:
         writes: list[Any] = []
         for one, to in passing:
             writes.append(UpdateOne(*transitions.pass_on(one.id, by, to, secrets.randbits(31))))
-        await self._store.jobs.bulk_write(writes, ordered=False)
-        self._backlog.drop({one.name for one, _ in passing}, began)
+        try:
+            told = (await self._store.jobs.bulk_write(writes, ordered=False)).matched_count
+        except PyMongoError:
+            self._waiting.extendleft((began, one) for one, _ in reversed(passing))
+            self._read_again(began)
+            raise
+        if told == len(
+            passing
+        ):  # else somebody has one, or was told of it before and may be gone: it stays ours too
+            self._backlog.drop({one.name for one, _ in passing}, began)
         if events.wanted("debug"):
             for one, to in passing:
                 events.emit("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)

@@ -167,6 +167,7 @@ class Beat(threading.Thread):
         self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._pending = fresh_owner()
         self._late = False
+        self._abandoned: list[str] = []
         self._ending = False
         self._again: list[Callable[[], None]] = []  # commands that failed, until the next renewal
         self._turns = turns
@@ -249,6 +250,7 @@ class Beat(threading.Thread):
             if not self._late and (not new or self.trust.owner):
                 events.emit("lease.late", runner=self._runner, owner=owner, **events.about(error))
             if new:
+                self._abandoned.append(owner)
                 self._pending = fresh_owner()  # it may have been written, and fenced since
             self._late = True
             self._tell("late")
@@ -262,11 +264,20 @@ class Beat(threading.Thread):
         self.trust.renewed(owner, sent, self._primary())
         if new:
             events.emit("lease.registered", runner=self._runner, owner=owner, lease=self._settings.lease)
+            self._bury()
         elif late:
             events.emit("lease.renewed", runner=self._runner, owner=owner)
         self._touch()
         self._tell("registered" if new else "renewed")
         return self._pause()
+
+    def _bury(self) -> None:
+        """Delete records of registrations without an answer: they hold nothing, and would be given slots for a lease."""
+        if self._abandoned:
+            some = [record_id(owner) for owner in self._abandoned]
+            with suppress(PyMongoError), pymongo.timeout(self._settings.beat):
+                self._jobs.delete_many({"_id": {"$in": some}})
+            self._abandoned.clear()
 
     def _register(self, owner: str) -> bool:
         about = {

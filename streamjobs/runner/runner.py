@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import socket
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -226,7 +227,7 @@ class Runner:
         turns.job_of = self._executor.job_of
         self._executor.freed = self._claimer.wake
         self._finisher.done = self._settled
-        self._claimer.sift = self._fleet.sift
+        self._claimer.sift, self._claimer.due = self._fleet.sift, self._fleet.due
         self._fleet.join(self._stream, self._waker, self._sweeper)
 
     async def _first_beat(self) -> None:
@@ -335,15 +336,12 @@ class Runner:
         await self._check_indexes()
 
     def _opened(self, begins: bool) -> None:
-        """The stream is open, and whatever may have been said meanwhile was not heard.
-
-        A stream that begins now may begin behind a write that is under way and has its place in the oplog already,
-        but can't be read yet: that is read a moment later.
-        """
+        """The stream is open, and whatever may have been said meanwhile was not heard."""
         self._waker.restart_all()
         self._sweeper.wake()
-        if begins:
-            asyncio.get_running_loop().call_later(_UNDER_WAY, self._waker.restart_all)
+        if begins:  # perhaps behind a write under way, which has its place in the oplog and can't be read yet
+            wait = _UNDER_WAY * random.uniform(1.0, 1.5)  # noqa: S311 - only to spread
+            asyncio.get_running_loop().call_later(wait, self._opened, False)
 
     def _changed(self, change: dict[str, Any]) -> None:
         """An event of the stream."""
@@ -353,8 +351,7 @@ class Runner:
             if change["operationType"] != "insert":
                 self._vouching.now()
         elif str(id_).startswith(record_id("")):
-            deleted = change["operationType"] == "delete"
-            self._fleet.changed(owner_of(str(id_)) if deleted else None)
+            self._fleet.changed(owner_of(str(id_)) if change["operationType"] == "delete" else None)
         else:
             self._waker.change(id_, change)
 

@@ -131,14 +131,17 @@ class Stopper:
         """Delete the record if nothing is held, and end the beat; else it goes on for what was left."""
         if self.stuck:
             return
-        owner = beat.trust.owner
 
         def forget(jobs: Any) -> None:
+            owner = beat.trust.owner  # now: it may have registered since
+            if not beat.trust.holds():
+                return
             if jobs.find_one({"lease.owner": owner}, {"_id": 1}) is None:
                 jobs.delete_one({"_id": record_id(owner)})
+            else:  # unless the last renewal has said so
+                jobs.update_one({"_id": record_id(owner)}, {"$set": {"away": "stopping"}})
 
-        if beat.trust.holds():
-            beat.submit(forget)
+        beat.submit(forget)
         beat.finish()
 
     def outlived(self, held: Held, ended: Ended, finisher: Finisher, beat: Beat) -> None:

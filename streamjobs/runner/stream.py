@@ -219,6 +219,9 @@ class Stream:
             comment=f"streamjobs {self._runner}",
         )
         try:
+            self._token = (
+                stream.resume_token or self._token
+            )  # to be opened again from here, though nothing was read
             self._live(resumed)
             while stream.alive and not self._ending:
                 asked = boot()

@@ -164,11 +164,10 @@ class Sweeper:
         total = 0
         while documents := await self._store.held_by(owner):
             claims = [claim for one in documents if (claim := self._claim_of(one)) is not None]
-            done = await self._write(
+            done = await self._put_back(
                 claims, [transitions.lose(claim, f"{claim.runner}: {why}") for claim in claims]
             )
             total += done
-            self._offer([claim.job for claim in claims])
             if not done:
                 break
         if total:
@@ -196,11 +195,17 @@ class Sweeper:
                 )
                 changes.append(change)
                 claims.append(claim)
-        done = await self._write(claims, changes)
+        done = await self._put_back(claims, changes)
         if done:
             events.emit("orphans.released", runner=self._runner, owner=owner, count=done)
-            self._offer([claim.job for claim in claims])
         return done
+
+    async def _put_back(self, claims: Sequence[Claim], changes: Sequence[Change]) -> int:
+        """Write the end of each claim and offer the jobs, also after an error, since some may have been written."""
+        try:
+            return await self._write(claims, changes)
+        finally:
+            self._offer([claim.job for claim in claims])
 
     async def _write(self, claims: Sequence[Claim], changes: Sequence[Change]) -> int:
         """Write the end of each claim; how many were written. One that the server refuses holds up no other."""
