@@ -119,7 +119,7 @@ class Fleet:
             return
         now, judge = self._clock.now_ms(), self._trust.may_fence()
         gone = {record_id(owner) for owner in self._gone}  # no owner comes back
-        live = [one for one in records if listens(one, now, judge) and one["_id"] not in gone]
+        live = [one for one in records if listens(one, now, judge) and str(one["_id"]) not in gone]
         self._room = {
             one.owner: one.kinds
             for one, record in ((member_of(record), record) for record in live)
