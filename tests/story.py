@@ -71,9 +71,11 @@ def story(run: Run, life: Life, sights: dict[int, Sight], limits: Limits) -> Ite
             if again is None and not life.unsure:
                 yield Breach(5, "ran after its end", life.job, f"{one.token}: it was over ({state.status})")
                 return
-            retried.discard(again or (0.0, 0.0))
             state.retries, state.status = max(state.retries, 1), NEW
-            state.due, state.runat_ms = None if again is None else again[1], None
+            state.due, state.runat_ms = None, None
+            if again is not None:
+                retried.discard(again)
+                state.due = again[1]
         if any(at < one.begun - MS for at in life.cancels) and not life.retries:
             yield Breach(5, "ran after its cancel", life.job, f"{one.token} at {one.begun}")
         if state.runat_ms is not None and one.claimed_ms is not None and one.claimed_ms < state.runat_ms:

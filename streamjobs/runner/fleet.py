@@ -75,7 +75,6 @@ class Fleet:
         self._kinds = sorted(me().kinds)
         self._shares: dict[str, Share] = dict.fromkeys(self._kinds, ALL)
         self._left: dict[str, dict[int, float]] = {kind: {} for kind in self._kinds}
-        self._size = 1
         self._live: frozenset[str] = frozenset()
         self._gone: deque[str] = deque(maxlen=_MANY)
         self._known = False
@@ -128,7 +127,6 @@ class Fleet:
         self._stale = boot() + _READ
         members = [member_of(record) for record in live]
         self._live = frozenset(one.owner for one in members)
-        self._size = max(1, len(members))
         self._take(shares(self._me(), members))
         if self._room:
             self._reading = (self._reading[0], _READ)
@@ -152,7 +150,7 @@ class Fleet:
         if gone is not None:
             self._gone.append(gone)  # a read of the records may be under way that has it still
         if self._coming is None and (gone is None or gone in self._live):
-            wait = 0.01 + random.uniform(0, min(_EACH * self._size, self._horizon))  # noqa: S311 - only to spread
+            wait = 0.01 + random.uniform(0, min(_EACH * max(1, len(self._live)), self._horizon))  # noqa: S311 - only to spread
             self._coming = asyncio.get_running_loop().call_later(wait, self._come)
 
     def _come(self) -> None:
@@ -186,7 +184,7 @@ class Fleet:
         if events.wanted("debug"):
             told = [share for share in new.values() if share.holds is not None]
             events.emit(
-                "slots.changed", **self._who(), runners=self._size, kinds=[k for k in new if self.shared(k)],
+                "slots.changed", **self._who(), runners=max(1, len(self._live)), kinds=[k for k in new if self.shared(k)],
                 holds=len(set[int]().union(*(share.holds or () for share in told))),
                 watches=len(set[int]().union(*(share.watches for share in told))),
             )  # fmt: skip
@@ -253,8 +251,7 @@ class Fleet:
             await self._run()
         finally:
             self._over = True
-            if self._timer is not None:
-                self._timer.cancel()
+            self._waiting.clear()
 
     async def _run(self) -> None:
         while True:
@@ -343,10 +340,11 @@ class Fleet:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        now, left = boot(), list[tuple[float, Candidate]]()
         if self._free() > 0:  # a claim under way may fill it yet
-            left = [entry for entry in self._waiting if self._backlog.holds(entry[1])]
-            self._waiting.clear()
+            self._waiting = deque(entry for entry in self._waiting if self._backlog.holds(entry[1]))
+            self._check_in(_STILL)
+            return
+        now, left = boot(), list[tuple[float, Candidate]]()
         room = self._room if now < self._stale else {}
         while self._waiting and self._waiting[0][0] <= now:
             at, candidate = self._waiting.popleft()
@@ -362,13 +360,15 @@ class Fleet:
                 left.append((at, candidate))
                 if not room:
                     break
-        full = bool(left) and self._free() <= 0
         self._waiting.extendleft(reversed(left))
-        if full:
+        if left:
             self._read_again(now)
-        elif self._waiting:
-            wait = _STILL if left else PASS  # kept only where a slot is free: see above
-            self._timer = asyncio.get_running_loop().call_later(wait, self._check)
+        else:
+            self._check_in(PASS)
+
+    def _check_in(self, seconds: float) -> None:
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
     def _read_again(self, now: float) -> None:
         after, pause = self._reading

@@ -29,6 +29,7 @@ _GAP = {286, 280, 40576, 260, 10334, 9}
 _REFUSED = {40573, 13, 8000, 115, 304, 59, 40415, 40324}
 _RUNNABLE = [int(status) for status in RUNNABLE]
 _ENDS = ["drop", "rename", "dropDatabase", "invalidate"]
+_RECORDS = {"$regex": f"^{re.escape(record_id(''))}"}
 _NEAR, _FAR = 1.0, 30.0  # longest backoff in seconds: no server reachable; refused by the server
 _HAD = 0.0002  # seconds: an event that came sooner was one of a batch that the driver had already
 _DEAD = 30.0  # seconds of failed reopening after which the stream counts as degraded
@@ -45,7 +46,7 @@ def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
     change = "updateDescription.updatedFields"
     written = {"operationType": {"$in": ["insert", "replace"]}}
     mine = record_id(owner)
-    others = {"$regex": f"^{re.escape(record_id(''))}", "$ne": mine}
+    others = {**_RECORDS, "$ne": mine}
     update = {"operationType": "update"}
     told = [
         {**written, "fullDocument.kind": {"$in": kinds}, "fullDocument.status": {"$nin": [2, 4, 5, 6]},
@@ -59,7 +60,7 @@ def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
         {"operationType": "replace", "documentKey._id": others, "fullDocument.away": {"$exists": True}},
         {**update, "documentKey._id": mine, f"{change}.fenced": {"$exists": True}},
         {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
-        {"operationType": "delete", "documentKey._id": {"$regex": f"^{re.escape(record_id(''))}"}},
+        {"operationType": "delete", "documentKey._id": _RECORDS},
         {"operationType": {"$in": _ENDS}},
     ]  # fmt: skip
     full = "$fullDocument"
@@ -87,7 +88,7 @@ def _in_slots(heard: Heard, owner: str) -> list[dict[str, Any]]:
     """What of it is to be heard: jobs by their slots, messages always."""
     out: list[dict[str, Any]] = [
         {"passed.to": owner},
-        {"documentKey._id": {"$regex": f"^{re.escape(record_id(''))}"}},
+        {"documentKey._id": _RECORDS},
         {"operationType": {"$in": _ENDS}},
     ]
     for kinds, slots in groups(heard):
@@ -219,9 +220,8 @@ class Stream:
             comment=f"streamjobs {self._runner}",
         )
         try:
-            self._token = (
-                stream.resume_token or self._token
-            )  # to be opened again from here, though nothing was read
+            # to be opened again from here, though nothing was read
+            self._token = stream.resume_token or self._token
             self._live(resumed)
             while stream.alive and not self._ending:
                 asked = boot()
