@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from bson import json_util
-from typer.testing import CliRunner
+from click.testing import CliRunner
+from typer.main import get_command
 
 from streamjobs import ConnectError, SyncQueue
 from streamjobs.cli import app, place, running
@@ -71,6 +72,7 @@ TEXTS = {
     "the end of options": "--",
 }
 
+COMMAND = get_command(app)  # made once: it takes longer than most of what it then refuses
 NOWHERE = "mongodb://user:s3cret@127.0.0.1:1/?serverSelectionTimeoutMS=20"
 RUN = ["run", "app:jobs", "--log", "text", "--uri", NOWHERE]
 #: Where a text goes (as V). What is asked of a server is asked of a real one; runners find none.
@@ -133,7 +135,7 @@ def here(tmp_path, monkeypatch, uri, namespace):
 
 def tell(command: list[str], **env: str) -> Any:
     """Run a command in this process, and hold what it says against what every command must hold."""
-    done = CliRunner().invoke(app, command, env=env)
+    done = CliRunner().invoke(COMMAND, command, env=env)
     text = done.output
     assert done.exception is None or isinstance(done.exception, SystemExit), (command, done.exc_info)
     assert done.exit_code in (0, 1, 2, 3, 4), command

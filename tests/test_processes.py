@@ -33,7 +33,7 @@ async def eight(scene: Scene) -> None:
 
 @pytest.mark.timeout(300)
 async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_path, python_server):
-    count = 300 if python_server else 5_000
+    count = 100 if python_server else 5_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await eight(scene)
         fleet = scene.fleet
@@ -70,20 +70,24 @@ async def test_a_frozen_process_finds_its_jobs_taken_and_records_nothing_of_them
         fleet = scene.fleet
         await scene.put(60, upto=3.0)
         await fleet.wait("try", count=3)
-        owner = fleet.owner("r2")
-        fleet.freeze("r2")
+        for name in fleet.processes:  # until one is frozen with jobs in hand
+            owner = fleet.owner(name)
+            fleet.freeze(name)
+            if await scene.jobs.find_one({"lease.owner": owner}) is not None:
+                break
+            fleet.thaw(name)
         try:
             await fleet.wait("takeback", taken=owner)
         finally:
-            fleet.thaw("r2")
-        await fleet.wait("lease.registered", runner="r2", count=2)
+            fleet.thaw(name)
+        await fleet.wait("lease.registered", runner=name, count=2)
         run, _ = await scene.check(**CROWDED)
         assert any(one.outcome == "lost" for life in run.jobs.values() for one in life.attempts.values())
 
 
 @pytest.mark.timeout(300)
 async def test_eight_processes_and_a_server_that_is_away_for_five_seconds(own_server: Server, tmp_path):
-    count = 400 if own_server.program.sort == "python" else 2_000
+    count = 120 if own_server.program.sort == "python" else 2_000
     async with Scene(own_server.uri, "app.jobs", tmp_path, settings=SETTINGS) as scene:
         await eight(scene)
         await scene.put(count)
@@ -105,7 +109,7 @@ async def test_eight_processes_and_a_server_that_is_away_for_five_seconds(own_se
 async def test_eight_processes_whose_stream_history_is_lost(
     uri, namespace, tmp_path, python_server, failpoint
 ):
-    count = 300 if python_server else 3_000
+    count = 120 if python_server else 3_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await eight(scene)
         await scene.put(count // 2)
@@ -119,20 +123,23 @@ async def test_eight_processes_whose_stream_history_is_lost(
 
 
 @pytest.mark.timeout(300)
-async def test_eight_processes_whose_collection_is_dropped_and_made_again(uri, namespace, tmp_path):
+async def test_eight_processes_whose_collection_is_dropped_and_made_again(
+    uri, namespace, tmp_path, python_server
+):
+    count = 50 if python_server else 200
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await eight(scene)
         await scene.put(100, upto=0.5)
         await scene.fleet.wait("try", count=10)
         with scene.fault("drop", "fleet"):
             await scene.drop()
-            await scene.put(200)
+            await scene.put(count)
             await scene.fleet.wait("lease.registered", count=16)
             await scene.fleet.wait("indexes.missing", count=8)
             await scene.queue.create_indexes()  # as the event says
-        await scene.put(200)
+        await scene.put(count)
         await scene.check(**CROWDED)
-        assert len(await scene.documents()) == 400
+        assert len(await scene.documents()) == 2 * count
 
 
 async def test_two_processes_stopped_by_sigterm_put_back_what_they_held(uri, namespace, tmp_path):
