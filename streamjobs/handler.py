@@ -50,6 +50,7 @@ class Handler:
         retry_interval: seconds between a failed try and the next, as put writes it.
         asynchronous: whether it is a coroutine function; others run in threads.
         arguments: makes the keyword or positional arguments of a call from a job.
+        needs: the parameters that a job's data must have.
 
     """
 
@@ -59,6 +60,7 @@ class Handler:
     retry_interval: float = 0.0
     asynchronous: bool = True
     arguments: Callable[[Job], tuple[tuple[Any, ...], dict[str, Any]]] = lambda job: ((job,), {})
+    needs: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -74,13 +76,15 @@ class Handler:
             or not 0 <= retries < 2**31
         ):
             raise BadArgument("retries", retries, "give a whole number from 0: attempts in all")
+        places, rest = _places(kind, function)
         return cls(
             kind,
             function,
             retries,
             seconds("retry_interval", retry_interval),
             is_async(function),
-            _filler(kind, function),
+            _filler(kind, places, rest=rest),
+            tuple(name for name, hint, one in places if hint is not Job and one.default is one.empty),
         )
 
 
@@ -92,10 +96,8 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
 
-def _filler(
-    kind: str, function: Callable[..., Any]
-) -> Callable[[Job], tuple[tuple[Any, ...], dict[str, Any]]]:
-    """How to call a function: which parameters are the job, which come from its data."""
+def _places(kind: str, function: Callable[..., Any]) -> tuple[list[tuple[str, Any, inspect.Parameter]], bool]:
+    """A function's parameters, each with its name and its type (Job for the job itself), and whether it takes any."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
         hints = typing.get_type_hints(inspect.unwrap(_plain(function)), include_extras=True)
@@ -115,6 +117,13 @@ def _filler(
             places.append((parameter.name, Job, parameter))
         else:
             places.append((parameter.name, hint, parameter))
+    return places, rest
+
+
+def _filler(
+    kind: str, places: list[tuple[str, Any, inspect.Parameter]], *, rest: bool
+) -> Callable[[Job], tuple[tuple[Any, ...], dict[str, Any]]]:
+    """How to call a function: which parameters are the job, which come from its data."""
     known = {name for name, hint, _ in places if hint is not Job}
 
     if not known and not rest and all(one.kind is not one.POSITIONAL_ONLY for *_, one in places):

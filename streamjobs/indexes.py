@@ -28,6 +28,11 @@ INDEXES = (
 )
 
 
+def command(namespace: str) -> str:
+    """The command that makes the indexes of ``database.collection``, as a message may show it."""
+    return f"streamjobs indexes --create --collection {namespace}"
+
+
 def missing(existing: Mapping[str, Mapping[str, Any]]) -> list[Index]:
     """The declared indexes that ``index_information()`` does not show, compared by their keys."""
     there = {

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 from bson.objectid import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
@@ -23,7 +23,7 @@ from streamjobs.job import Job, check_kind
 from streamjobs.operations import Operation, perform
 from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
-from streamjobs.settings import Settings
+from streamjobs.settings import Choices, Settings, default_name
 from streamjobs.sync import Indexes, Jobs, SyncQueue
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -223,14 +223,24 @@ class Queue:
         """Make the indexes that are missing; returns those made. A runner never does."""
         return await self._run(operations.create_indexes())
 
-    def runner(self, name: str, *, handlers: Mapping[str, Handler] | None = None, **settings: Any) -> Runner:
+    def runner(
+        self,
+        name: str | None = None,
+        *,
+        handlers: Mapping[str, Handler] | None = None,
+        **settings: Unpack[Choices],
+    ) -> Runner:
         """A runner of this queue's handlers, not started: see :class:`~streamjobs.Runner`.
 
         Args:
-            name: of the runner, as recorded in tries and events.
+            name: of the runner, as recorded in tries and events; host and process where left out.
             handlers: instead of the registered ones.
             settings: those of :class:`~streamjobs.Settings`: concurrency, interval, stop_deadline, lease, beat,
-                margin, poll, stream_wait.
+                margin, max_block, poll, stream_wait.
+
+        Raises:
+            BadArgument: a setting that there is not, or cannot be.
+            HandlerError: no handler is registered.
 
         """
         mine = self._handlers if handlers is None else _checked(handlers)
@@ -238,16 +248,18 @@ class Queue:
             raise HandlerError(
                 "this Queue has no handlers: register some with @queue.handler(kind) before running"
             )
-        return Runner(name, self._source, mine, Settings(**settings))
+        return Runner(default_name() if name is None else name, self._source, mine, Settings.of(settings))
 
-    async def run(self, name: str, *, signals: bool = True, **settings: Any) -> None:
+    async def run(
+        self, name: str | None = None, *, signals: bool = True, **settings: Unpack[Choices]
+    ) -> None:
         """Run this queue's handlers until stopped.
 
         SIGTERM and SIGINT stop it (no new jobs, running handlers may go on until ``stop_deadline``); a second
         one cancels the handlers at once, a third exits the process. ``signals=False`` leaves them alone.
 
         Args:
-            name: of this runner, as recorded in tries and events.
+            name: of this runner, as recorded in tries and events; host and process where left out.
             signals: whether to handle signals; only the main thread can.
             settings: as :meth:`runner`'s.
 
@@ -266,7 +278,9 @@ class Queue:
             await runner.run()
 
     @asynccontextmanager
-    async def running(self, name: str, **settings: Any) -> AsyncGenerator[Runner, None]:
+    async def running(
+        self, name: str | None = None, **settings: Unpack[Choices]
+    ) -> AsyncGenerator[Runner, None]:
         """Run this queue's handlers for as long as the context is open, as in a web application's lifespan.
 
         No signal is handled. Leaving the context stops the runner as SIGTERM would.

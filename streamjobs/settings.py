@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from typing import Any, Self, TypedDict
 
 from streamjobs.errors import BadArgument, ConfigError
+
+_NAME = 190  # characters of a default name: a host's may be longer than a name may
+
+
+class Choices(TypedDict, total=False):
+    """The arguments of :class:`Settings`, for editors and type checkers: what each means is said there."""
+
+    concurrency: int
+    interval: float
+    stop_deadline: float
+    lease: float
+    beat: float
+    margin: float
+    max_block: float
+    poll: float | None
+    stream_wait: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +77,28 @@ class Settings:
                 f"({3 * self.beat + self.margin} s): one late renewal must lose nothing"
             )
 
+    @classmethod
+    def of(cls, choices: Mapping[str, Any]) -> Self:
+        """Settings from keyword arguments.
+
+        Raises:
+            BadArgument: there is none of that name.
+
+        """
+        names = [field.name for field in fields(cls)]
+        for name, value in choices.items():
+            if name not in names:
+                near = difflib.get_close_matches(name, names, 1)
+                meant = f"did you mean {near[0]}? " if near else ""
+                raise BadArgument(name, value, f"{meant}there are {', '.join(names)}")
+        return cls(**choices)
+
     @property
     def period(self) -> float:
         """Seconds between two full reads of each kind: interval, or poll where that was chosen."""
         return self.interval if self.poll is None else self.poll
+
+
+def default_name() -> str:
+    """What a runner is called that was given no name: host and process."""
+    return f"{socket.gethostname()}-{os.getpid()}"[-_NAME:]

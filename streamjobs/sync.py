@@ -54,6 +54,11 @@ class SyncQueue:
         """Put many jobs in one call; see :meth:`streamjobs.Queue.put_many`."""
         return self._put(operations.many(jobs), session)
 
+    @property
+    def namespace(self) -> str:
+        """``database.collection``."""
+        return self._source.namespace
+
     def get(self, id: Any) -> Job:  # noqa: A002
         """Read a job; see :meth:`streamjobs.Queue.get`."""
         return self._run(operations.get(id))

@@ -210,7 +210,7 @@ TABLE: dict[str, tuple[str, Any, set[str], tuple[type[Exception], ...]]] = {
     "Try.from_document(V)": ("", lambda h, v: Try.from_document(v), ALL, ()),
     "Status.parse(V)": ("", lambda h, v: Status.parse(v), ALL, ()),
     # ---- runners and their settings
-    "runner(V)": ("name", lambda h, v: h.fresh(handled=True).runner(v), NAMES, ()),
+    "runner(V)": ("name", lambda h, v: h.fresh(handled=True).runner(v), NAMES | NULL, ()),
     "runner(handlers=V)": (
         "", lambda h, v: h.fresh(handled=True).runner("w", handlers=v), NULL, (HandlerError,)),
     "runner(handlers={k: V})": (

@@ -75,6 +75,30 @@ def test_put_reads_data_from_stdin_and_settings_from_the_app(here, raw):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["helo"], "KIND: did you mean hello? app:jobs has handlers for hello, long, stuck"),
+        (["mail", "{}"], "KIND: app:jobs has handlers for"),
+    ],
+)
+def test_put_for_an_app_refuses_a_kind_that_it_does_not_run(here, raw, words, said):
+    assert said in error_of(here.call("put", *words, "--app", "app:jobs", code=2))
+    assert raw.find_one() is None
+
+
+def test_put_for_an_app_refuses_data_that_its_handler_would_not_take(here, raw):
+    (here.folder / "typed.py").write_text(
+        'from streamjobs import Queue\njobs = Queue("mongodb://127.0.0.1:1", "app.jobs")\n'
+        '@jobs.handler("mail")\ndef mail(to: str): ...\n'
+    )
+    for data, said in (("{}", "parameter 'to' is missing"), ('{"to": 7}', "parameter 'to' of a 'mail' job")):
+        assert said in error_of(here.call("put", "mail", data, "--app", "typed:jobs", code=2))
+    assert raw.find_one() is None
+    here.call("put", "mail", '{"to": "ann"}', "--app", "typed:jobs")
+    assert raw.find_one()["data"] == {"to": "ann"}
+
+
+@pytest.mark.parametrize(
     ("command", "said"),
     [
         (["put", "a", "[1]"], "JSON: give an object"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import inspect
 import os
 import re
 import shlex
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+import streamjobs
 from streamjobs import Queue
 
 ROOT = Path(__file__).parent.parent
@@ -140,3 +143,27 @@ def test_the_examples_run(uri, namespace):
         "notifications: Hello world 2\n",
     ]
     assert rest.strip() == "stopped"
+
+
+def test_the_reference_has_every_public_name_with_its_arguments():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    names = set(re.findall(r"\w+", " ".join(re.findall(r"`([^`\n]+)`", text))))
+    assert set(streamjobs.__all__) <= names
+    for cls in (Queue, streamjobs.Runner, streamjobs.Job, streamjobs.Try):
+        public = {name for name in vars(cls) if not name.startswith("_")}
+        assert public - {"from_document"} <= names, cls
+    for name, call in vars(Queue).items():
+        if inspect.isfunction(call) and not name.startswith("_"):
+            told = re.search(rf"`{name}\((.*?)\)`", text)
+            assert told, name
+            given = [one for one in re.split(r"[ ,*]+|=[^,]+", told[1]) if one]
+            assert given == list(inspect.signature(call).parameters)[1:], name
+
+
+def test_the_reference_has_every_setting_with_its_default():
+    text = (ROOT / "docs" / "reference.md").read_text()
+    told: dict[str, str] = {}
+    for names, values in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([\w, ]+) \|", text, re.MULTILINE):
+        told |= dict(zip(re.findall(r"\w+", names), values.split(", "), strict=False))
+    for field in dataclasses.fields(streamjobs.Settings):
+        assert told[field.name] == (f"{field.default:g}" if field.default is not None else "None")

@@ -36,7 +36,7 @@ async def test_where_all_is_well_no_line_warns_and_nothing_is_left(queue, raw, s
 def test_on_a_collection_that_is_not_there_nothing_is_made(source, raw):
     found = see(source)
     assert raw.database.name not in raw.database.client.list_database_names()
-    assert "indexes --create" in found["collection"].fix
+    assert found["collection"].fix == f"streamjobs indexes --create --collection {source.namespace}"
     assert (found["collection"].level, found["stream"].level) == (Level.WARN, Level.SKIP)
     assert found["unserved kinds"].level is Level.SKIP
 
@@ -118,7 +118,7 @@ def test_the_command_says_each_line_and_ends_with_the_worst(here, raw):
     assert (told["level"], told["collection"]) == ("fail", f"{raw.database.name}.jobs")
     (due,) = [one for one in told["findings"] if one["name"] == "index due"]
     assert due == {
-        "name": "index due", "level": "fail", "fix": "streamjobs indexes --create",
+        "name": "index due", "level": "fail", "fix": f"streamjobs indexes --create --collection {raw.database.name}.jobs",
         "text": "missing: it serves finding what is due, listing and counting by kind and status",
     }  # fmt: skip
 

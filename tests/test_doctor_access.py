@@ -12,6 +12,7 @@ from streamjobs import Queue
 from streamjobs.clients import Source
 from streamjobs.doctor import Level, access, examine
 from streamjobs.embedded import Server
+from streamjobs.indexes import command
 from tests.doctored import APP, see
 from tests.documents import stored
 
@@ -22,7 +23,7 @@ async def test_a_missing_index_is_told(queue, raw, name):
     found = await asyncio.to_thread(see, queue.source)
     wrong = [one for one in found.values() if one.name.startswith("index") and one.level is not Level.OK]
     assert [(one.name, one.level, one.fix) for one in wrong] == [
-        (f"index {name}", Level.FAIL, "streamjobs indexes --create")
+        (f"index {name}", Level.FAIL, command(queue.source.namespace))
     ]
 
 

@@ -1,6 +1,7 @@
 """The commands that run handlers: events, signals, exit codes."""
 
 import json
+import shlex
 import signal
 import socket
 
@@ -123,7 +124,7 @@ def test_dev_starts_a_server_and_stops_it(here):
     folder = here.folder / "data"
     with Running("dev", "app:jobs", "--folder", str(folder), "--log", "json", cwd=here.folder) as dev:
         dev.event("runner.started")
-        command = next(line for line in dev.out if line.startswith("put")).split()[2:]
+        command = shlex.split(next(line for line in dev.out if line.startswith("put")))[2:]
         document = json_util.loads(here.call(*command, "--json", place=False).stdout)
         dev.event("try")
         assert dev.event("try")["outcome"] == "success"
@@ -133,7 +134,7 @@ def test_dev_starts_a_server_and_stops_it(here):
     assert processes(str(folder)) == []
     with Running("dev", "app:jobs", "--folder", str(folder), "--log", "json", cwd=here.folder) as dev:
         dev.event("runner.started")
-        where = next(line for line in dev.out if line.startswith("put")).split()[4:]
+        where = shlex.split(next(line for line in dev.out if line.startswith("put")))[4:]
         assert "success" in here.call("show", str(document["_id"]), *where, place=False).stdout
         dev.process.kill()
         server = [pid for pid in processes(str(folder)) if pid != dev.process.pid]

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
+import socket
 
 import pytest
 
 from streamjobs import BadArgument, ConfigError, Queue, Settings, StreamJobsError
+from streamjobs.settings import Choices
 
 SPANS = ["interval", "stop_deadline", "lease", "beat", "margin", "poll", "stream_wait"]
 
@@ -76,6 +79,29 @@ def test_settings_are_frozen_keywords_and_known():
         Settings(5)  # type: ignore[misc]
     with pytest.raises(TypeError):
         Settings(intervall=5)  # type: ignore[call-arg]
+
+
+def test_the_choices_are_the_settings():
+    fields = {one.name: one.type for one in dataclasses.fields(Settings)}
+    assert {name: one.__forward_arg__ for name, one in Choices.__annotations__.items()} == fields
+
+
+async def test_a_setting_that_there_is_not_is_refused_with_the_nearest():
+    queue = Queue("mongodb://127.0.0.1:1/", "app.jobs")
+    queue.handler("mail")(lambda job: None)
+    with pytest.raises(
+        BadArgument, match=r"^concurency: did you mean concurrency\? there are concurrency, inter"
+    ):
+        queue.runner("w", concurency=5)  # type: ignore[call-arg]
+    with pytest.raises(BadArgument, match=r"^lost: there are concurrency, "):
+        async with queue.running(lost=5):  # type: ignore[call-arg]
+            pass
+
+
+def test_a_runner_without_a_name_is_called_by_host_and_process():
+    queue = Queue("mongodb://127.0.0.1:1/", "app.jobs")
+    queue.handler("mail")(lambda job: None)
+    assert queue.runner().name == f"{socket.gethostname()}-{os.getpid()}"[-190:]
 
 
 def test_a_runners_settings_are_checked_when_it_is_made():

@@ -140,7 +140,7 @@ async def test_a_standalone_is_refused_with_the_fix_and_polled_by_choice(tmp_pat
 
 
 @pytest.mark.parametrize("how", ["drop", "rename", "dropDatabase"])
-async def test_a_collection_that_goes_away_is_a_gap_and_comes_back(how, queue, raw, seen):
+async def test_a_collection_that_goes_away_is_a_gap_and_comes_back(how, queue, raw, namespace, seen):
     """Runners see their record gone, give up what they held, register afresh and name the missing indexes."""
 
     @queue.handler("mail", retries=3)
@@ -159,7 +159,8 @@ async def test_a_collection_that_goes_away_is_a_gap_and_comes_back(how, queue, r
             raw.database.client.drop_database(raw.database.name)
         await seen.wait("lease.lost", held=1, timeout=5)
         await seen.wait("lease.registered", count=2, timeout=5)
-        await seen.wait("indexes.missing", names=["due", "owner", "control"])
+        (told,) = await seen.wait("indexes.missing", names=["due", "owner", "control"])
+        assert told["fix"] == f"streamjobs indexes --create --collection {namespace}"
         await seen.wait("outcome.lost", job=held.id)
         await live(seen, count=2)
         for _ in range(5):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ import typer
 from bson.json_util import loads
 
 from streamjobs.cli import place, show
-from streamjobs.errors import BadArgument, PutUnknown, StreamJobsError
-from streamjobs.indexes import INDEXES
+from streamjobs.errors import BadArgument, BadData, PutUnknown, StreamJobsError
+from streamjobs.indexes import INDEXES, command
 from streamjobs.job import Job
 from streamjobs.sync import SyncQueue
 
@@ -64,6 +65,8 @@ def put(
         raise BadArgument("--in", delay, "give --at or --in, not both")
     wait = None if delay is None else _span("--in", delay)
     between = None if retry_interval is None else _span("--retry-interval", retry_interval)
+    if app is not None:
+        _check_handler(app, kind, content, data)
     with place.connected(uri, collection, app) as jobs:
         job = _put(jobs, kind, content, delay=wait, at=moment, retries=retries, retry_interval=between)
     when = "" if job.asap else f", not before {show.when(job.runat)} UTC"
@@ -201,7 +204,7 @@ def indexes(
         show.console().print(show.indexes_table(absent, made))
     if absent:
         if not json:
-            show.console(stderr=True).print("make them with: streamjobs indexes --create")
+            show.console(stderr=True).print(f"make them with: {command(jobs.namespace)}", soft_wrap=True)
         raise typer.Exit(1)
 
 
@@ -216,6 +219,25 @@ def parse_data(text: str) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise BadArgument("JSON", text, 'give an object, as {"image": 7}')
     return dict(cast("Mapping[str, Any]", value))
+
+
+def _check_handler(app: str, kind: str, data: Mapping[str, Any], text: str) -> None:
+    """Refuse what the app's own handlers would not run, before it uses up its attempts."""
+    handlers = place.load(app).handlers
+    if handlers and kind not in handlers:
+        near = difflib.get_close_matches(kind, handlers, 1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise BadArgument(
+            "KIND", kind, f"{meant}{app} has handlers for {', '.join(sorted(handlers))}; a kind that others run goes "
+            "without --app"
+        )  # fmt: skip
+    if kind in handlers:
+        job = Job.new(kind)
+        job.data.update(data)
+        try:
+            handlers[kind].arguments(job)
+        except BadData as error:
+            raise BadArgument("JSON", text, str(error)) from None
 
 
 def _put(jobs: SyncQueue, kind: str, data: Mapping[str, Any], **options: Any) -> Job:

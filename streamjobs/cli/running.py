@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import shlex
 import signal
-import socket
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext, suppress
@@ -23,7 +24,7 @@ from streamjobs.errors import BadArgument, StreamJobsError
 from streamjobs.queue import Queue
 from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
-from streamjobs.settings import Settings
+from streamjobs.settings import Settings, default_name
 
 #: Exit code of a runner whose event loop a handler has blocked for too long.
 BLOCKED = 6
@@ -163,7 +164,7 @@ def run(
         concurrency=concurrency, interval=interval, stop_deadline=stop_deadline, lease=lease, beat=beat,
         margin=margin, poll=poll, max_block=max_block,
     )  # fmt: skip
-    name = name or f"{socket.gethostname()}-{os.getpid()}"[-190:]
+    name = name or default_name()
     if processes is not None:
         plan = Plan(
             name=name, target=target, processes=processes, options=_options(settings, debug=debug, stay=not exit_when_blocked),
@@ -232,7 +233,7 @@ def dev(
         runner = queue.runner("dev", **settings)
         queue.sync.create_indexes()
         queue.sync.close()
-        _introduce(queue, server, runner)
+        _introduce(target, queue, server, runner)
         serve(runner, before_exit=server.stop)
 
 
@@ -281,15 +282,20 @@ def _kept_server(folder: Path, port: int | None) -> Generator[Server]:
         server.stop()
 
 
-def _introduce(queue: Queue, server: Server, runner: Runner) -> None:
+def _introduce(target: str, queue: Queue, server: Server, runner: Runner) -> None:
     out = show.console()
-    where = f"--uri {server.uri} --collection {queue.namespace}"
+    first = next(iter(queue.handlers.values()))
+    data = f" {shlex.quote(json.dumps(dict.fromkeys(first.needs)))}" if first.needs else ""
+    where = f"--app {target} --uri {server.uri} --collection {queue.namespace}"
     out.print(
         show.line(("server  ", "dim"), f"{server.uri} ({server.program.sort}), data in {server.folder}"),
         soft_wrap=True,
     )
     out.print(show.line(("jobs    ", "dim"), f"{queue.namespace}: {', '.join(runner.kinds)}"), soft_wrap=True)
-    out.print(show.line(("put     ", "dim"), f"streamjobs put {runner.kinds[0]} {where}"), soft_wrap=True)
+    out.print(
+        show.line(("put     ", "dim"), f"streamjobs put {shlex.quote(first.kind)}{data} {where}"),
+        soft_wrap=True,
+    )
     out.print(show.line(("stop    ", "dim"), "ctrl+C"))
     sys.stdout.flush()
 

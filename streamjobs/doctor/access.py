@@ -16,7 +16,7 @@ from pymongo.read_concern import ReadConcern
 from streamjobs.clock import boot
 from streamjobs.doctor.finding import Finding, Level, Subject, since
 from streamjobs.doctor.server import short
-from streamjobs.indexes import INDEXES, missing
+from streamjobs.indexes import INDEXES, command, missing
 from streamjobs.runner.stream import pipeline
 
 _PREFIX = "doctor:"
@@ -53,14 +53,14 @@ def indexes(subject: Subject) -> list[Finding]:
     there = subject.index_information
     if not there:
         text = f"{subject.source.namespace} is not there yet: the first put makes it, but no indexes"
-        return [Finding("collection", Level.WARN, text, "streamjobs indexes --create")]
+        return [Finding("collection", Level.WARN, text, command(subject.source.namespace))]
     absent = missing(there)
     found: list[Finding] = []
     for index in INDEXES:
         name = f"index {index.name}"
         if index in absent:
             text = f"missing: it serves {index.serves}"
-            found.append(Finding(name, Level.FAIL, text, "streamjobs indexes --create"))
+            found.append(Finding(name, Level.FAIL, text, command(subject.source.namespace)))
             continue
         alike = [one for one in there.items() if tuple(one[1]["key"]) == index.keys]
         limits = {
@@ -68,7 +68,7 @@ def indexes(subject: Subject) -> list[Finding]:
         }
         if limits:
             text = f"there, but with {' and '.join(sorted(limits))}, so that the server does not use it"
-            fix = f"drop it (db.{subject.source.collection}.dropIndex({alike[0][0]!r})); streamjobs indexes --create"
+            fix = f"drop it (db.{subject.source.collection}.dropIndex({alike[0][0]!r})); {command(subject.source.namespace)}"
             found.append(Finding(name, Level.FAIL, text, fix))
         else:
             found.append(Finding(name, Level.OK, f"serves {index.serves}"))

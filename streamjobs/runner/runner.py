@@ -20,7 +20,7 @@ from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
 from streamjobs.errors import ConfigError, ConnectError
 from streamjobs.handler import Handler
-from streamjobs.indexes import missing
+from streamjobs.indexes import command, missing
 from streamjobs.job import RUNNABLE, Status, check_name
 from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
@@ -252,7 +252,7 @@ class Runner:
         except PyMongoError as error:
             names = [f"unknown ({type(error).__name__})"]
         if names:
-            events.emit("indexes.missing", **self._who, names=names, fix="run: streamjobs indexes --create")
+            events.emit("indexes.missing", **self._who, names=names, fix=command(self._source.namespace))
 
     async def _serve(self) -> None:
         """All roles, until stop; then drain. Plain tasks, since a scope would cancel them in every turn: see end_task."""
