@@ -89,7 +89,7 @@ async def run(bench: Bench) -> list[Row]:
         return perf_counter() - began
 
     return await _run(
-        bench, "put", bench.of(2_000, 200), theirs, mine, "insert_one with majority", "built and written"
+        bench, "put", bench.of(2_000, 120), theirs, mine, "insert_one with majority", "built and written"
     )
 
 
@@ -108,7 +108,7 @@ async def run_many(bench: Bench) -> list[Row]:
         await jobs.put_many(made)
         return perf_counter() - began
 
-    count = bench.of(10_000, 2_000)
+    count = bench.of(10_000, 1_000)
     return await _run(
         bench, "put_many", count, theirs, mine, "insert_many with majority", "in one call, made before it"
     )

@@ -1,16 +1,20 @@
 """The command line's commands as processes, for the tests."""
 
 import json
+import multiprocessing
 import os
 import queue
 import re
 import select
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 from bson import json_util
+
+from streamjobs.cli import main
 
 LONG = 60.0
 APP = """
@@ -141,6 +145,43 @@ def wait_gone(pid):
         os.close(handle)
 
 
+#: Where processes begin that have imported the command line already: each would take half a second for it.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(["streamjobs.cli"])
+
+
+def _complete(command, folder, env, stdin):
+    """Run a command in a process of its own, to its end."""
+    with tempfile.TemporaryDirectory() as name:
+        given, out, err = files = [Path(name) / each for each in ("in", "out", "err")]
+        given.write_text(stdin)
+        process = _FORKS.Process(target=_become, args=(list(command), folder, env, files), daemon=True)
+        process.start()
+        process.join(LONG)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+        process.close()
+        told = [one.read_text() for one in (out, err)]
+    assert code is not None, (command, *told)
+    return subprocess.CompletedProcess(command, code, *told)
+
+
+def _become(command, folder, env, files):
+    """Be ``streamjobs`` in this process."""
+    for number, path in enumerate(files):
+        os.dup2(os.open(path, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT), number)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.argv = ["streamjobs", *command]
+    sys.stdin, sys.stdout, sys.stderr = (
+        os.fdopen(number, "r" if number == 0 else "w") for number in range(3)
+    )
+    main()
+
+
 class Place:
     """Runs commands in a folder that has app.py, on a test's collection."""
 
@@ -155,11 +196,8 @@ class Place:
         settings = (
             {f"STREAMJOBS_{name.upper()}": value for name, value in self._place.items()} if place else {}
         )
-        done = subprocess.run(
-            [sys.executable, "-m", "streamjobs", *command],
-            check=False, capture_output=True, text=True, timeout=LONG, cwd=self.folder, input=stdin,
-            env={**{key: value for key, value in os.environ.items() if key != "COLUMNS"}, **settings, **(env or {})},
-        )  # fmt: skip
+        kept = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+        done = _complete(command, self.folder, {**kept, **settings, **(env or {})}, stdin)
         assert done.returncode == code, (command, done.returncode, done.stdout, done.stderr)
         assert "Traceback (most recent call last)" not in done.stderr
         return done

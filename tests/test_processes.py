@@ -1,4 +1,4 @@
-"""Eight runner processes, and what happens to their jobs when one dies, the server does, or history is lost."""
+"""Runner processes, mostly eight, and what happens to their jobs when one dies, the server does, or history is lost."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ SETTINGS = {
 CROWDED = {"live": 60, "interval": 60}
 
 
-async def eight(scene: Scene) -> None:
-    await scene.fleet.start(*(f"r{n}" for n in range(8)))
+async def runners(scene: Scene, count: int = 8) -> None:
+    await scene.fleet.start(*(f"r{n}" for n in range(count)))
 
 
 @pytest.mark.timeout(300)
 async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_path, python_server):
     count = 100 if python_server else 5_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene)
         fleet = scene.fleet
         await scene.put(60, upto=2.0)
         await scene.put(count)
@@ -66,9 +66,9 @@ async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_
 @pytest.mark.timeout(300)
 async def test_a_frozen_process_finds_its_jobs_taken_and_records_nothing_of_them(uri, namespace, tmp_path):
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene, 4)
         fleet = scene.fleet
-        await scene.put(60, upto=3.0)
+        await scene.put(30, upto=3.0)
         await fleet.wait("try", count=3)
         for name in fleet.processes:  # until one is frozen with jobs in hand
             owner = fleet.owner(name)
@@ -89,7 +89,7 @@ async def test_a_frozen_process_finds_its_jobs_taken_and_records_nothing_of_them
 async def test_eight_processes_and_a_server_that_is_away_for_five_seconds(own_server: Server, tmp_path):
     count = 120 if own_server.program.sort == "python" else 2_000
     async with Scene(own_server.uri, "app.jobs", tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene)
         await scene.put(count)
         await scene.fleet.wait("try", count=count // 10)
         with scene.fault("kill", "server"):
@@ -111,7 +111,7 @@ async def test_eight_processes_whose_stream_history_is_lost(
 ):
     count = 120 if python_server else 3_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene)
         await scene.put(count // 2)
         await scene.fleet.wait("try", count=10)
         with scene.fault("286", "fleet"):
@@ -128,7 +128,7 @@ async def test_eight_processes_whose_collection_is_dropped_and_made_again(
 ):
     count = 50 if python_server else 200
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene)
         await scene.put(100, upto=0.5)
         await scene.fleet.wait("try", count=10)
         with scene.fault("drop", "fleet"):
@@ -144,9 +144,9 @@ async def test_eight_processes_whose_collection_is_dropped_and_made_again(
 
 async def test_two_processes_stopped_by_sigterm_put_back_what_they_held(uri, namespace, tmp_path):
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
-        await eight(scene)
+        await runners(scene, 4)
         fleet = scene.fleet
-        await scene.put(80, upto=2)
+        await scene.put(40, upto=2)
         await fleet.wait("try", count=3)
         for name in ("r0", "r1"):
             fleet.term(name)

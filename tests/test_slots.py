@@ -45,7 +45,7 @@ async def test_an_insert_is_noticed_by_two_and_claimed_by_one(queue, raw, seen, 
 
 async def test_a_burst_is_shared_out_fairly(queue, raw, seen, python_server):
     queue.handler("mail")(lambda job: None)
-    count = 256 if python_server else 1_024
+    count = 160 if python_server else 1_024
     async with crew(queue, 8, concurrency=20) as runners:
         raw.insert_many([document() for _ in range(count)])
         await seen.wait("try", outcome="success", count=count, timeout=60)
