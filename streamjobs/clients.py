@@ -39,6 +39,11 @@ CLOSE_TIMEOUT = 0.3
 #: How often a runner's clients hear of each member, in milliseconds; news comes at once, but an error of a write
 #: concern makes the driver forget what it knew of a member, and ask again only when this is over.
 HEARTBEAT_MS = 1_000
+#: How long a connection of a runner may take to be made, and a member to say hello, in milliseconds. Well below
+#: COMMAND_TIMEOUT, because what the driver measures of these it takes for the network's round trip, and sends no command
+#: with less time left than that: answers that a partition held up for 20 s, its default, would keep it from sending
+#: anything for a second or two after the end of the partition.
+CONNECT_MS = 5_000
 
 
 def ours(collection: C) -> C:

@@ -10,6 +10,7 @@ import pytest
 
 from streamjobs import PutUnknown, Queue
 from streamjobs.clock import boot
+from tests.pace import pace
 
 FAST = {"lease": 3.0, "beat": 0.5, "margin": 0.5, "interval": 2.0}
 
@@ -100,10 +101,11 @@ async def test_ten_changes_of_primary_under_load_lose_nothing_and_pickup_resumes
             proxied.step_down(**how)
             await asyncio.sleep(how.get("seconds", 0.0))
             elected = boot()
-            while len(put) == count:
-                await asyncio.sleep(0.005)
-            fresh = raw.insert_one(through.job("mail").to_document()).inserted_id  # nobody here is told
-            waits.append(await picked_up(fresh) - elected)
+            async with pace() as machine:
+                while len(put) == count:
+                    await asyncio.sleep(0.005)
+                fresh = raw.insert_one(through.job("mail").to_document()).inserted_id  # nobody here is told
+                waits.append(await picked_up(fresh) - elected - machine.lost)
             put.append(fresh)
             await asyncio.sleep(0.5)
         stop.set()

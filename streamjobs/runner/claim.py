@@ -27,7 +27,7 @@ from streamjobs.job import RUNNABLE, Job, date_ms, decode, id_key, problem_of, u
 from streamjobs.runner.backlog import Backlog, Candidate, Range
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Trust
-from streamjobs.runner.outage import Outage
+from streamjobs.runner.outage import Outage, Pause
 from streamjobs.runner.store import Store, candidate_of
 
 _TURN = 0.005  # seconds, at most, that others wait for a round trip
@@ -36,7 +36,6 @@ _EARLY_MS = 2
 _SPREAD = 64  # at most: how far apart competing runners choose
 _AGAIN = 1_000  # documents left out that are looked at in a period
 _AHEAD = 200  # candidates that are looked at with those that were missed
-_BACKOFF = 1.0
 _BATCH = 200  # jobs in one claim, at most
 _UNRECORDED = 2 * _BATCH  # jobs in hand beyond the slots, at most: their outcomes are still to be written
 _NEVER = frozenset({2, 66, 121, 10334, 17419, 17420})
@@ -66,6 +65,7 @@ class Claimer:
         self._most = slots + _UNRECORDED
         self._runner = runner
         self._outage = outage
+        self._pause = Pause()
         self._room = room
         self._start = start
         self._unusable = unusable
@@ -85,9 +85,11 @@ class Claimer:
         self.held: dict[tuple[str, Any], Held] = {}
         self.in_flight: set[str] = set()
 
-    def wake(self) -> None:
-        """Something may have become claimable: a candidate, a slot, trust."""
+    def wake(self, *, answered: bool = False) -> None:
+        """Something may have become claimable: a candidate, a slot, trust (of which the server has just ``answered``)."""
         self._wake.set()
+        if answered:
+            self._pause.cut()
 
     def look_up(self, id_: Any) -> None:
         """Someone made this job claimable without saying what it is: read it before claiming."""
@@ -142,7 +144,6 @@ class Claimer:
 
     async def run(self) -> None:
         """The loop; returns after :meth:`stop`."""
-        delay = 0.05
         self.ended.clear()
         try:
             while not self._stopping:
@@ -152,13 +153,12 @@ class Claimer:
                         busy = await self._step()
                 except (PyMongoError, BSONError) as error:
                     self._outage.failed("claim", error)
-                    await asyncio.sleep(delay)
-                    delay = min(2 * delay, _BACKOFF)
+                    await self._pause.wait(error)
                     continue
                 finally:
                     self._turned()
                 if busy:
-                    delay = 0.05
+                    self._pause.succeeded()
                     self._outage.over("claim")
                 if not busy and not self._stopping:
                     self._arm()

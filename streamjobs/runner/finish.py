@@ -23,6 +23,7 @@ from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
 from streamjobs.job import Status
 from streamjobs.runner.held import Ended, Held
+from streamjobs.runner.outage import Pause
 from streamjobs.runner.store import PASSING, Store
 from streamjobs.transitions import Change
 
@@ -92,6 +93,7 @@ class Finisher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._kept = False
+        self._pause = Pause()
         self.done: Callable[[Held, Status, int | None], None] = lambda _held, _status, _after: None
 
     def put(self, held: Held, ended: Ended) -> None:
@@ -127,25 +129,26 @@ class Finisher:
 
     async def run(self) -> None:
         """The task; ends by being cancelled."""
-        delay = 0.05
         while True:
             await self._wake.wait()
             self._wake.clear()
             while self._waiting:
                 batch = self._waiting[:_BATCH]
                 settled: list[_Write] = []
+                failed: Exception | None = None
                 try:
                     with pymongo.timeout(COMMAND_TIMEOUT):
                         settled = await self._write(batch)
                 except (PyMongoError, BSONError) as error:
+                    failed = error
                     self._keep(error)
                 gone = set(map(id, settled))
                 self._waiting = [one for one in self._waiting if id(one) not in gone]
                 if len(settled) == len(batch):
-                    delay, self._kept = 0.05, False
+                    self._kept = False
+                    self._pause.succeeded()
                 else:
-                    await asyncio.sleep(delay)
-                    delay = min(2 * delay, 1.0)
+                    await self._pause.wait(failed)
             self._idle.set()
 
     def _keep(self, error: Exception) -> None:

@@ -25,6 +25,7 @@ from streamjobs.check import RECORD
 from streamjobs.clients import HEARTBEAT_MS, Source, close_sync
 from streamjobs.clock import boot
 from streamjobs.job import date_ms
+from streamjobs.runner.outage import unsent
 from streamjobs.runner.slots import Member
 from streamjobs.runner.turns import Turns
 from streamjobs.settings import Settings
@@ -37,6 +38,8 @@ _NEVER = float("-inf")
 _LAST = 0.5  # seconds for a command once the runner has stopped
 _UNAUTHORIZED = 13
 _RETRY = 0.5  # seconds between attempts while the server is away
+_CONNECT_MS = 1_000  # at least; as a rule well below what a renewal may take: see clients.CONNECT_MS
+_SOON = 0.05  # where the driver has sent nothing
 
 
 def _renew_now() -> None:
@@ -197,6 +200,7 @@ class Beat(threading.Thread):
                 timeoutMS=int(self._settings.beat * 1000),
                 maxPoolSize=2,
                 heartbeatFrequencyMS=HEARTBEAT_MS,
+                connectTimeoutMS=max(_CONNECT_MS, int(600 * self._settings.beat)),
             )
             self._jobs = self._source.jobs_of(self._client)
             while self._obey(self._renew()):
@@ -249,12 +253,12 @@ class Beat(threading.Thread):
             self.trust.failed()
             if not self._late and (not new or self.trust.owner):
                 events.emit("lease.late", runner=self._runner, owner=owner, **events.about(error))
-            if new:
+            if new and not unsent(error):
                 self._abandoned.append(owner)
                 self._pending = fresh_owner()  # it may have been written, and fenced since
             self._late = True
             self._tell("late")
-            return self._pause()
+            return _SOON if unsent(error) else self._pause()
         if not good:
             self.trust.end()
             self._pending = fresh_owner()

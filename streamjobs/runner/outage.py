@@ -1,10 +1,15 @@
-"""One word when the runner's commands begin to fail, and one when all of them succeed again."""
+"""When the runner's commands fail: one word at the beginning and one at the end, and how soon they are repeated."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+from pymongo.errors import ExecutionTimeout
+
 from streamjobs import events
+
+_FIRST, _LONGEST = 0.05, 1.0  # seconds between two attempts
 
 
 class Outage:
@@ -31,3 +36,42 @@ class Outage:
             self._roles.discard(role)
             if not self._roles:
                 events.emit("server.back", **self._who())
+
+
+def unsent(error: BaseException | None) -> bool:
+    """Whether the driver refused to send a command, since it takes the server to be slower than the time left.
+
+    So it is for a second after a partition: all that it has measured by then are the answers that were held up.
+    """
+    return isinstance(error, ExecutionTimeout) and "would exceed time limit" in str(error)
+
+
+class Pause:
+    """How long a role waits before it repeats what has failed: from 0.05 s, doubled up to a second.
+
+    It stays short where nothing was sent, which the server does not feel.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = _FIRST
+        self._over = asyncio.Event()
+
+    async def wait(self, error: BaseException | None) -> None:
+        """Wait after this error."""
+        seconds = _FIRST
+        if not unsent(error):
+            seconds, self._seconds = self._seconds, min(2 * self._seconds, _LONGEST)
+        self._over.clear()
+        timer = asyncio.get_running_loop().call_later(seconds, self._over.set)
+        try:
+            await self._over.wait()
+        finally:
+            timer.cancel()
+
+    def cut(self) -> None:
+        """End a wait: the server has answered somebody."""
+        self._over.set()
+
+    def succeeded(self) -> None:
+        """Begin anew with the shortest."""
+        self._seconds = _FIRST

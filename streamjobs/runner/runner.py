@@ -164,7 +164,7 @@ class Runner:
         wait_ms = int((settings.stream_wait + clients.COMMAND_TIMEOUT) * 1000)
         client = self._source.connect(
             AsyncMongoClient, appname="streamjobs/runner", timeoutMS=wait_ms, maxPoolSize=_POOL,
-            heartbeatFrequencyMS=clients.HEARTBEAT_MS,
+            heartbeatFrequencyMS=clients.HEARTBEAT_MS, connectTimeoutMS=clients.CONNECT_MS,
         )  # fmt: skip
         self._client = client
         self._store = Store(self._source.jobs_of(client))
@@ -324,7 +324,7 @@ class Runner:
         elif what in ("registered", "renewed"):
             again = what == "registered" and self._stopper.started.is_set()
             self._registered.set()
-            self._claimer.wake()
+            self._claimer.wake(answered=True)
             if again and not self._stopper.asked.is_set():
                 self._renaming = asyncio.create_task(self._renamed())
                 self._renaming.add_done_callback(self._role_ended)
