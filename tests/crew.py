@@ -79,6 +79,14 @@ class Crew:
                 while not one._stopper.asked.is_set() and _wider(one):
                     await asyncio.sleep(0.02)
 
+    async def read(self) -> None:
+        """Nobody has a page to read that began before the test's jobs, and would find them."""
+        async with asyncio.timeout(60):
+            for one in self.runners:
+                ranges = [each for kind in one._backlog._ranges.values() for each in kind]
+                while any(each.unread or each.reading for each in ranges):
+                    await asyncio.sleep(0.02)
+
     async def noticed(self, id_: Any) -> None:
         """Wait until two runners were told of a job."""
         async with asyncio.timeout(30):
@@ -107,6 +115,7 @@ async def crew(queue: Queue, count: int, **settings: Any):
         one = Crew(queue, stack)
         await asyncio.gather(*(one.come(**settings) for _ in range(count)))
         await one.settled()
+        await one.read()
         yield one
 
 
