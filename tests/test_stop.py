@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 
 import pytest
+from pymongo.errors import AutoReconnect
 
 from streamjobs import ConnectError, HandlerError, Queue
 from streamjobs.clock import boot
@@ -295,3 +296,35 @@ async def test_a_runner_that_is_still_connecting_stops_when_asked(driver_litter)
 async def test_a_queue_without_handlers_does_not_run(queue):
     with pytest.raises(HandlerError, match="register"):
         await queue.run("w", signals=False)
+
+
+@pytest.mark.parametrize("role", ["sweeper", "fleet", "finisher"])
+async def test_a_role_whose_cancellation_the_driver_makes_an_error_of_ends_all_the_same(queue, seen, role):
+    """Guard: going, in each role's loop; stop waits for a role for no longer than a moment."""
+    inside = asyncio.Event()
+
+    async def swallow(*_):
+        inside.set()
+        until = boot() + 0.6
+        while (left := until - boot()) > 0:
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60 if not asyncio.current_task().cancelling() else left)
+        raise AutoReconnect("operation cancelled")
+
+    queue.handler("mail")(lambda job: None)
+    before = asyncio.all_tasks()
+    async with queue.running("w", stop_deadline=1) as runner:
+        if role == "sweeper":
+            runner._sweeper.sweep = swallow
+            runner._sweeper.wake()
+        elif role == "fleet":
+            runner._fleet._look = swallow
+            runner._fleet._work.set()
+        else:
+            runner._finisher._write = swallow
+            await queue.put("mail")
+        await asyncio.wait_for(inside.wait(), 10)
+    left = {one for one in asyncio.all_tasks() - before if one.get_name().startswith("streamjobs")}
+    if left:
+        _, left = await asyncio.wait(left, timeout=5)
+    assert not left

@@ -25,6 +25,7 @@ from streamjobs.job import Status
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.outage import Pause
 from streamjobs.runner.store import PASSING, Store
+from streamjobs.runner.tasks import going
 from streamjobs.transitions import Change
 
 _BATCH = 200
@@ -129,10 +130,10 @@ class Finisher:
 
     async def run(self) -> None:
         """The task; ends by being cancelled."""
-        while True:
+        while going():
             await self._wake.wait()
             self._wake.clear()
-            while self._waiting:
+            while self._waiting and going():
                 batch = self._waiting[:_BATCH]
                 settled: list[_Write] = []
                 failed: Exception | None = None

@@ -30,6 +30,7 @@ from streamjobs.runner.neighbours import Listening, Reading, Taking
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.slots import ALL, Member, Share, groups, shares, slot_of
 from streamjobs.runner.store import Store, candidate_of
+from streamjobs.runner.tasks import going
 from streamjobs.settings import Settings
 
 #: Seconds after a job was due until its slot's watcher looks whether the holder has claimed it.
@@ -254,7 +255,7 @@ class Fleet:
             self._waiting.clear()
 
     async def _run(self) -> None:
-        while True:
+        while going():
             self._work.clear()
             try:
                 with pymongo.timeout(COMMAND_TIMEOUT):
@@ -265,13 +266,12 @@ class Fleet:
                 await asyncio.sleep(_READ)  # the fallback bounds it
                 continue
             self._outage.over("fleet")
-            loop, wait = asyncio.get_running_loop(), self._looks[0][0] - boot() if self._looks else None
-            timer = None if wait is None else loop.call_later(max(wait, _TOGETHER), self._work.set)
+            wait = max(self._looks[0][0] - boot(), _TOGETHER) if self._looks else 86_400.0
+            timer = asyncio.get_running_loop().call_later(wait, self._work.set)
             try:
                 await self._work.wait()
             finally:
-                if timer is not None:
-                    timer.cancel()
+                timer.cancel()
 
     async def _look(self) -> None:
         now = boot()

@@ -36,7 +36,7 @@ from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
 from streamjobs.runner.takeback import Sweeper
-from streamjobs.runner.tasks import end_task
+from streamjobs.runner.tasks import end_task, going
 from streamjobs.runner.turns import Turns
 from streamjobs.runner.wake import Waker
 from streamjobs.settings import Settings
@@ -275,7 +275,7 @@ class Runner:
 
     async def _fallback(self) -> None:
         """Each period: the server's clock, the records, and (spread) each kind from its beginning."""
-        while True:
+        while going():
             for _ in range(len(self.kinds)):
                 await asyncio.sleep(self.settings.period / len(self.kinds))
                 self._waker.restart_next()

@@ -25,6 +25,7 @@ from streamjobs.job import Job, date_ms
 from streamjobs.runner.lease import Trust, fence, owner_of, record_id
 from streamjobs.runner.outage import Outage
 from streamjobs.runner.store import PASSING, Store
+from streamjobs.runner.tasks import going
 from streamjobs.settings import Settings
 from streamjobs.transitions import Change, Claim
 
@@ -70,7 +71,7 @@ class Sweeper:
 
     async def run(self) -> None:
         """The loop."""
-        while True:
+        while going():
             self._wake.clear()
             try:
                 with pymongo.timeout(COMMAND_TIMEOUT):

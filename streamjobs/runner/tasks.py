@@ -1,4 +1,4 @@
-"""Ending tasks that are inside the driver."""
+"""Ending tasks that are inside the driver, which may make an error of a cancellation."""
 
 from __future__ import annotations
 
@@ -20,3 +20,12 @@ async def end_task(task: asyncio.Task[Any], limit: float = 5.0) -> None:
         task.cancel()
         # long enough for what the driver does when it is cancelled: it frees a cursor on the server
         await asyncio.wait([task], timeout=min(limit / 2, 0.25))
+
+
+def going() -> bool:
+    """Whether the running task was not cancelled: False also where the driver has made an error of the cancellation.
+
+    The condition of a role's loop: what is lost so after :func:`end_task` has given up would let it go on for ever.
+    """
+    task = asyncio.current_task()
+    return task is None or not task.cancelling()
