@@ -25,9 +25,10 @@ their labels tell the caller what to repeat.
 
 from __future__ import annotations
 
+import difflib
 import re
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # job.py raises these errors, so only the type may come back up
@@ -54,6 +55,12 @@ def shown(value: object) -> str:
     if "..." in text:  # what ends a password may be among what was left out
         text = re.sub(r"://[^@]*$", "://***", text, flags=re.DOTALL)
     return text if len(text) <= 80 else text[:77] + "..."
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """The beginning of a fix for a misspelt word, with a blank after it; nothing where none of the words is near."""
+    near = difflib.get_close_matches(word, words, 1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def without_secrets(text: str) -> str:

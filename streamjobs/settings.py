@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Self, TypedDict
 
-from streamjobs.errors import BadArgument, ConfigError
+from streamjobs.errors import BadArgument, ConfigError, meant
 
 _NAME = 190  # characters of a default name: a host's may be longer than a name may
 
@@ -88,9 +87,7 @@ class Settings:
         names = [field.name for field in fields(cls)]
         for name, value in choices.items():
             if name not in names:
-                near = difflib.get_close_matches(name, names, 1)
-                meant = f"did you mean {near[0]}? " if near else ""
-                raise BadArgument(name, value, f"{meant}there are {', '.join(names)}")
+                raise BadArgument(name, value, f"{meant(name, names)}there are {', '.join(names)}")
         return cls(**choices)
 
     @property

@@ -1,14 +1,19 @@
-"""An outage is told of once, and its end once, whichever roles of a runner meet it; what is dropped is told of too."""
+"""An outage is told of once, and its end once, whichever roles of a runner meet it; what is dropped is told of too.
+
+What fails is repeated, and soon where nothing was sent or the server has answered somebody else.
+"""
 
 from __future__ import annotations
 
 import asyncio
 
+import pymongo
 import pytest
+from pymongo import _csot
 from pymongo.errors import AutoReconnect, ExecutionTimeout
 
 from streamjobs.clients import COMMAND_TIMEOUT
-from streamjobs.runner import backlog, outage
+from streamjobs.runner import backlog, lease, outage
 from streamjobs.runner.outage import Outage, Pause, unsent
 
 REFUSED = ExecutionTimeout(
@@ -110,29 +115,18 @@ async def test_a_claim_goes_on_when_the_lease_is_renewed_however_long_its_pause(
         await seen.wait("try", job=job.id, outcome="success", timeout=20)
 
 
-def driver_refuses(monkeypatch):
-    """Have the driver refuse what it would send to a server that it takes to be slow."""
-    from pymongo import _csot
-
-    monkeypatch.setattr(_csot, "get_rtt", lambda: 3600.0)
-
-
 async def test_the_drivers_own_refusal_is_known_for_what_it_is(queue, monkeypatch):
     """Its words may change: then this fails, and not the lateness after a partition."""
-    import pymongo
-
     collection = queue.source.asynchronous()
     await collection.find_one({})
-    driver_refuses(monkeypatch)
+    monkeypatch.setattr(_csot, "get_rtt", lambda: 3600.0)  # as after a partition
     with pymongo.timeout(5), pytest.raises(ExecutionTimeout) as caught:
         await collection.find_one({})
     assert unsent(caught.value)
 
 
 async def test_a_renewal_that_the_driver_does_not_send_is_tried_again_soon(queue, seen, monkeypatch):
-    """Guard: _SOON in Beat._renew."""
-    from streamjobs.runner import lease
-
+    """Guard: SOON in Beat._renew."""
     monkeypatch.setattr(lease, "_RETRY", 60.0)
     real, left = lease.Beat._extend, 3
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ import typer
 from bson.json_util import loads
 
 from streamjobs.cli import place, show
-from streamjobs.errors import BadArgument, BadData, PutUnknown, StreamJobsError
+from streamjobs.errors import BadArgument, BadData, PutUnknown, StreamJobsError, meant
 from streamjobs.indexes import INDEXES, command
 from streamjobs.job import Job
 from streamjobs.sync import SyncQueue
@@ -225,10 +224,8 @@ def _check_handler(app: str, kind: str, data: Mapping[str, Any], text: str) -> N
     """Refuse what the app's own handlers would not run, before it uses up its attempts."""
     handlers = place.load(app).handlers
     if handlers and kind not in handlers:
-        near = difflib.get_close_matches(kind, handlers, 1)
-        meant = f"did you mean {near[0]}? " if near else ""
         raise BadArgument(
-            "KIND", kind, f"{meant}{app} has handlers for {', '.join(sorted(handlers))}; a kind that others run goes "
+            "KIND", kind, f"{meant(kind, handlers)}{app} has handlers for {', '.join(sorted(handlers))}; a kind that others run goes "
             "without --app"
         )  # fmt: skip
     if kind in handlers:

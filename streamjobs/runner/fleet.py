@@ -266,7 +266,7 @@ class Fleet:
                 await asyncio.sleep(_READ)  # the fallback bounds it
                 continue
             self._outage.over("fleet")
-            wait = max(self._looks[0][0] - boot(), _TOGETHER) if self._looks else 86_400.0
+            wait = max(self._looks[0][0] - boot(), _TOGETHER) if self._looks else 86_400.0  # woken for any
             timer = asyncio.get_running_loop().call_later(wait, self._work.set)
             try:
                 await self._work.wait()

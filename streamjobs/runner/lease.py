@@ -25,7 +25,7 @@ from streamjobs.check import RECORD
 from streamjobs.clients import HEARTBEAT_MS, Source, close_sync
 from streamjobs.clock import boot
 from streamjobs.job import date_ms
-from streamjobs.runner.outage import unsent
+from streamjobs.runner.outage import SOON, unsent
 from streamjobs.runner.slots import Member
 from streamjobs.runner.turns import Turns
 from streamjobs.settings import Settings
@@ -39,7 +39,6 @@ _LAST = 0.5  # seconds for a command once the runner has stopped
 _UNAUTHORIZED = 13
 _RETRY = 0.5  # seconds between attempts while the server is away
 _CONNECT_MS = 1_000  # at least; as a rule well below what a renewal may take: see clients.CONNECT_MS
-_SOON = 0.05  # where the driver has sent nothing
 
 
 def _renew_now() -> None:
@@ -258,7 +257,7 @@ class Beat(threading.Thread):
                 self._pending = fresh_owner()  # it may have been written, and fenced since
             self._late = True
             self._tell("late")
-            return _SOON if unsent(error) else self._pause()
+            return SOON if unsent(error) else self._pause()
         if not good:
             self.trust.end()
             self._pending = fresh_owner()

@@ -10,6 +10,8 @@ from pymongo.errors import ExecutionTimeout
 from streamjobs import events
 
 _FIRST, _LONGEST = 0.05, 1.0  # seconds between two attempts
+#: Seconds after which what was not sent is tried again.
+SOON = 0.05
 
 
 class Outage:
@@ -58,7 +60,7 @@ class Pause:
 
     async def wait(self, error: BaseException | None) -> None:
         """Wait after this error."""
-        seconds = _FIRST
+        seconds = SOON
         if not unsent(error):
             seconds, self._seconds = self._seconds, min(2 * self._seconds, _LONGEST)
         self._over.clear()
