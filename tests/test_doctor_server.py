@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
@@ -140,7 +141,8 @@ def test_the_hosts_clock_is_measured(source, monkeypatch):
     monkeypatch.setattr("streamjobs.clock.wall", lambda: wall() + 10)
     found = see(source)
     assert (found["clocks"].level, found["this host's clock"].level) == (Level.OK, Level.WARN)
-    assert "10 s ahead" in found["this host's clock"].text
+    seconds = re.match(r"([\d.]+) s ahead of the server's", found["this host's clock"].text)
+    assert seconds and float(seconds[1]) == pytest.approx(10, abs=1), found["this host's clock"].text
     assert found["this host's clock"].fix
 
 
