@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
@@ -18,7 +19,9 @@ from pymongo.write_concern import WriteConcern
 
 from streamjobs.clock import boot
 from tests.proxy import Answer, Cut, Delay, Drop, Duplicate, Hold, LoseReply, Proxy, wire
+from tests.proxy.connection import Connection, StruckError
 from tests.proxy.driver import Driver, insert, streaming, update
+from tests.proxy.faults import Request, Rule
 
 DURABLE = WriteConcern("majority", j=True)
 
@@ -246,6 +249,20 @@ async def test_a_get_more_under_way_is_dropped(proxied, drive, raw):
         await asyncio.to_thread(proxied.fault(Drop(), ("getMore",), times=1, in_flight=True).wait)
         raw.insert_one({"_id": 1})
         assert (await waiting)["documentKey"] == {"_id": 1}
+
+
+async def test_a_rule_that_strikes_in_the_turn_of_the_reply_is_applied():
+    """It has been counted by then, and would be lost."""
+    connection = Connection(Mock(), 0, Mock(), Mock())
+    reply = asyncio.get_running_loop().create_future()
+    waiting = asyncio.create_task(connection.wait(reply))
+    await asyncio.sleep(0)
+    connection.current = Request(wire.request({"getMore": 1, "$db": "one"}), None)
+    reply.set_result(None)
+    connection.strike(rule := Rule(Drop(), ("getMore",), times=1))
+    with pytest.raises(StruckError) as caught:
+        await waiting
+    assert (caught.value.rule, rule.count) == (rule, 1)
 
 
 @pytest.mark.parametrize("code", [286, 280, 10334, 40573, 13])

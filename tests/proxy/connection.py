@@ -115,6 +115,8 @@ class Connection:
         task = asyncio.ensure_future(awaitable)
         try:
             await asyncio.wait({task, self._gone, self._interrupt}, return_when=asyncio.FIRST_COMPLETED)
+            if self._interrupt.done():  # and if both have come: the rule has counted it
+                raise StruckError(self._interrupt.result())
             if task.done():
                 return task.result()
         except asyncio.CancelledError as cancelled:
@@ -123,8 +125,6 @@ class Connection:
             raise GoneError from cancelled  # the server has gone
         finally:
             task.cancel()
-        if self._interrupt.done():
-            raise StruckError(self._interrupt.result())
         raise GoneError
 
     async def ask(self, message: Message) -> Message:
