@@ -1,7 +1,6 @@
 """The command line's commands as processes, for the tests."""
 
 import json
-import multiprocessing
 import os
 import queue
 import re
@@ -15,6 +14,7 @@ from pathlib import Path
 from bson import json_util
 
 from streamjobs.cli import main
+from tests.forks import FORKS
 
 LONG = 60.0
 APP = """
@@ -145,17 +145,12 @@ def wait_gone(pid):
         os.close(handle)
 
 
-#: Where processes begin that have imported the command line already: each would take half a second for it.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["streamjobs.cli"])
-
-
 def _complete(command, folder, env, stdin):
     """Run a command in a process of its own, to its end."""
     with tempfile.TemporaryDirectory() as name:
         given, out, err = files = [Path(name) / each for each in ("in", "out", "err")]
         given.write_text(stdin)
-        process = _FORKS.Process(target=_become, args=(list(command), folder, env, files), daemon=True)
+        process = FORKS.Process(target=_become, args=(list(command), folder, env, files), daemon=True)
         process.start()
         process.join(LONG)
         code = process.exitcode

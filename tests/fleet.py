@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-import sys
 from collections import defaultdict
 from collections.abc import Generator
 from contextlib import AsyncExitStack, contextmanager, suppress
@@ -19,14 +18,13 @@ from pymongo.errors import OperationFailure, PyMongoError
 from streamjobs import PutUnknown, Queue
 from streamjobs.clients import MAJORITY
 from streamjobs.clock import boot
-from streamjobs.embedded import die_with_parent
 from streamjobs.job import ASAP_MS, MS_CODEC, Job, date_ms
-from tests import promises
+from tests import promises, worker
 from tests.conftest import check_event
+from tests.forks import Fork, ready
 from tests.history import Log, Run, read
 from tests.sight import Limits
 
-ROOT = Path(__file__).parent.parent
 _STALL = 0.25  # seconds that the driver's loop may be late before the history says so
 _SLOW = 0.1  # seconds that a write may take before it does
 _PROBE = 0.3  # seconds between two such writes
@@ -40,33 +38,32 @@ class Fleet:
     def __init__(self, uri: str, namespace: str, folder: Path, **options: Any) -> None:
         self.uri, self.namespace, self.options = uri, namespace, options
         self.log = Log(folder / "history")
-        self.processes: dict[str, asyncio.subprocess.Process] = {}
+        self.processes: dict[str, Fork] = {}
         self.events: list[dict[str, Any]] = []
         self.noise: list[str] = []
         self.changed = asyncio.Event()
-        self._all: list[asyncio.subprocess.Process] = []
+        self._all: list[Fork] = []
         self._readers: list[asyncio.Task[None]] = []
+        ready()
 
     async def start(self, *names: str, **options: Any) -> None:
         """Start runners, and wait until they run."""
         for name in names:
-            await self.launch(name, **options)
+            self.launch(name, **options)
         for name in names:
             await self.wait("runner.started", pid=self.processes[name].pid)
 
-    async def launch(self, name: str, **options: Any) -> None:
+    def launch(self, name: str, **options: Any) -> None:
         """Start one without waiting."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "tests.worker", self.uri, self.namespace, name, str(self.log.path),
-            json.dumps({**self.options, **options}), stderr=asyncio.subprocess.PIPE, cwd=ROOT, limit=2**24,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,
-        )  # fmt: skip
+        process = Fork(
+            worker.main, self.uri, self.namespace, name, str(self.log.path), {**self.options, **options}
+        )
         self.processes[name] = process
         self._all.append(process)
         self._readers.append(asyncio.create_task(self._read(process)))
 
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        async for line in process.stderr:
+    async def _read(self, process: Fork) -> None:
+        async for line in await process.lines():
             try:
                 event = json.loads(line)
             except ValueError:
@@ -108,7 +105,7 @@ class Fleet:
 
     def running(self, name: str) -> bool:
         process = self.processes.get(name)
-        return process is not None and process.returncode is None
+        return process is not None and process.running
 
     def kill(self, name: str) -> None:
         self.processes[name].kill()
@@ -137,7 +134,7 @@ class Fleet:
                     await process.wait()
         finally:
             for process in self._all:
-                if process.returncode is None:
+                if process.running:
                     self.log.note("death", pid=process.pid, runner="")
                     process.kill()
             if self._readers:

@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
@@ -14,10 +15,10 @@ from tests import promises
 from tests.chaos import __main__ as command
 from tests.chaos.run import SETTINGS, Result, chaos
 from tests.chaos.schedule import ALL, ANYWHERE, RUNNER, _group, schedule
-from tests.fleet import ROOT
 from tests.history import Run
 from tests.sight import Breach
 
+ROOT = Path(__file__).parent.parent
 RUNNERS = ["r0", "r1", "r2", "r3"]
 MINUTE, SEED = 60, 20
 

@@ -1,16 +1,13 @@
 """A runner process for the tests: runs jobs, and writes down when each handler began and ended.
 
-    python -m tests.worker URI NAMESPACE NAME HISTORY OPTIONS
-
-Events go to stderr as JSON lines, with the moment on the history's clock. OPTIONS is a JSON object: ``settings`` of
-the runner; ``apart``, for clients whose appName ends with the runner's name, so that a failpoint can strike one
-runner; ``ahead``, seconds by which it misreads the server's clock; ``mutation``, a guard that is switched off.
+Events go to stderr as JSON lines, with the moment on the history's clock. Its options are: ``settings`` of the
+runner; ``apart``, for clients whose appName ends with the runner's name, so that a failpoint can strike one runner;
+``ahead``, seconds by which it misreads the server's clock; ``mutation``, a guard that is switched off.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import random
 import sys
@@ -178,9 +175,8 @@ def _misread(ahead: float) -> None:
     ServerClock.heard = heard  # type: ignore[method-assign]
 
 
-def main() -> None:
-    uri, namespace, name, history, text = sys.argv[1:]
-    options = json.loads(text)
+def main(uri: str, namespace: str, name: str, history: str, options: dict[str, Any]) -> None:
+    """Run jobs until a signal comes."""
     _events()
     log = Log(Path(history))
     monitoring.register(Weak(log))
@@ -207,7 +203,3 @@ def main() -> None:
             lag.cancel()
 
     asyncio.run(run())
-
-
-if __name__ == "__main__":
-    main()

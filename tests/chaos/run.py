@@ -99,7 +99,7 @@ class Chaos:
             await asyncio.sleep(_KEEP)
             for name in self._runners:
                 if not fleet.running(name) and name not in self._faults.down:
-                    await fleet.launch(name)
+                    fleet.launch(name)
 
 
 async def chaos(
