@@ -264,6 +264,14 @@ def test_a_wrong_target_is_told(here, target, said, code):
         assert said in error_of(here.call(*command, code=code))
 
 
+def test_an_app_without_handlers_is_told(here):
+    (here.folder / "empty.py").write_text(
+        'from streamjobs import Queue\njobs = Queue("mongodb://h", "app.jobs")\n'
+    )
+    for command in (["run", "empty:jobs"], ["dev", "empty:jobs"]):
+        assert "register some with @queue.handler" in error_of(here.call(*command, code=2))
+
+
 def test_a_collection_alone_does_not_move_an_app(here):
     assert "give --uri" in error_of(here.call("run", "app:jobs", "--collection", "x.y", place=False, code=2))
 

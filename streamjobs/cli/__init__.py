@@ -24,6 +24,7 @@ from streamjobs.cli.running import dev, run
 from streamjobs.errors import (
     BadArgument,
     ConfigError,
+    HandlerError,
     JobNotFound,
     JobState,
     StreamJobsError,
@@ -77,7 +78,7 @@ def _shorten(error: Any) -> None:
 
 def exit_code(error: BaseException) -> int:
     """The exit code of a command that raised this."""
-    if isinstance(error, (BadArgument, ConfigError)):
+    if isinstance(error, (BadArgument, ConfigError, HandlerError)):
         return 2
     if isinstance(error, JobNotFound):
         return 3
