@@ -290,7 +290,7 @@ class Queue:
             yield runner
 
     async def close(self) -> None:
-        """Close the clients that this queue opened."""
+        """Close the clients that this queue opened. It can be used again: they are opened anew."""
         await self._source.close()
 
     async def __aenter__(self) -> Self:

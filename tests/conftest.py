@@ -1,4 +1,4 @@
-"""One server per file, one database per test, every event checked against its schema, nothing left behind."""
+"""A server for few files, one database per test, every event checked against its schema, nothing left behind."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from pymongo import AsyncMongoClient, MongoClient
 
 from streamjobs import Queue, events
 from streamjobs.clients import Source
+from streamjobs.clock import boot
 from streamjobs.embedded import Server
 from streamjobs.events import subscribe
 from tests.proxy import Proxy
@@ -27,6 +28,7 @@ from tests.proxy.driver import Driver
 pytest.register_assert_rewrite("tests.candidates", "tests.doctored", "tests.transition_model")
 
 TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
+_WORN = 10.0  # seconds of use after which a server is not handed on to the next file
 _VALIDATORS = {one["title"]: Draft202012Validator(one) for one in events.schema()["oneOf"]}
 
 
@@ -71,19 +73,38 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
+@pytest.fixture(scope="session")
+def spare() -> Iterator[list[tuple[Server, float]]]:
+    """The server that the last file left for the next, with the seconds that it has been used for."""
+    left: list[tuple[Server, float]] = []
+    yield left
+    for one, _ in left:
+        one.kill()
+
+
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | None]:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, spare: list[tuple[Server, float]]
+) -> Iterator[Server | None]:
     """The server that a file's tests share; None where STREAMJOBS_TEST_URI gives one.
 
-    A fresh one for each file: what others have left in its history makes the default server slower and slower.
+    A fresh one every few seconds: what others have left in its history makes the default server slower and slower.
     """
     if TEST_URI:
         yield None
         return
-    one = Server(tmp_path_factory.mktemp("server"), test_commands=True)
-    one.start()
+    if spare:
+        one, used = spare.pop()
+    else:
+        one, used = Server(tmp_path_factory.mktemp("server"), test_commands=True), 0.0
+        one.start()
+    began = boot()
     yield one
-    one.kill()
+    used += boot() - began
+    if used < _WORN:
+        spare.append((one, used))
+    else:
+        one.kill()
 
 
 @pytest.fixture(scope="module")

@@ -114,7 +114,7 @@ async def test_the_raw_loops_do_what_a_runner_does(bench, client, monkeypatch):
 
 
 async def test_a_benchmark_from_end_to_end(bench, client, monkeypatch):
-    monkeypatch.setattr(Bench, "of", lambda self, full, short: 50)
+    monkeypatch.setattr(Bench, "of", lambda self, full, short: 20)
     told = []
     bench.step = told.append
     for name in ("put", "put_many", "drain_single"):

@@ -33,7 +33,7 @@ async def runners(scene: Scene, count: int = 8) -> None:
 
 @pytest.mark.timeout(600)
 async def test_eight_processes_one_killed_with_9_under_load(uri, namespace, tmp_path, python_server):
-    count = 100 if python_server else 5_000
+    count = 60 if python_server else 5_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await runners(scene)
         fleet = scene.fleet
@@ -87,7 +87,7 @@ async def test_a_frozen_process_finds_its_jobs_taken_and_records_nothing_of_them
 
 @pytest.mark.timeout(300)
 async def test_eight_processes_and_a_server_that_is_away_for_five_seconds(own_server: Server, tmp_path):
-    count = 120 if own_server.program.sort == "python" else 2_000
+    count = 80 if own_server.program.sort == "python" else 2_000
     async with Scene(own_server.uri, "app.jobs", tmp_path, settings=SETTINGS) as scene:
         await runners(scene)
         await scene.put(count)
@@ -109,7 +109,7 @@ async def test_eight_processes_and_a_server_that_is_away_for_five_seconds(own_se
 async def test_eight_processes_whose_stream_history_is_lost(
     uri, namespace, tmp_path, python_server, failpoint
 ):
-    count = 120 if python_server else 3_000
+    count = 80 if python_server else 3_000
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await runners(scene)
         await scene.put(count // 2)
@@ -126,10 +126,10 @@ async def test_eight_processes_whose_stream_history_is_lost(
 async def test_eight_processes_whose_collection_is_dropped_and_made_again(
     uri, namespace, tmp_path, python_server
 ):
-    count = 50 if python_server else 200
+    count = 30 if python_server else 200
     async with Scene(uri, namespace, tmp_path, settings=SETTINGS) as scene:
         await runners(scene)
-        await scene.put(100, upto=0.5)
+        await scene.put(2 * count, upto=0.5)
         await scene.fleet.wait("try", count=10)
         with scene.fault("drop", "fleet"):
             await scene.drop()

@@ -23,14 +23,14 @@ from tests.crew import crew, document, in_slot, stop_for_good
 pytestmark = pytest.mark.usefixtures("driver_litter")
 
 
-async def test_an_insert_is_noticed_by_two_and_claimed_by_one(queue, raw, seen, monkeypatch):
+async def test_an_insert_is_noticed_by_two_and_claimed_by_one(queue, raw, seen, monkeypatch, python_server):
     """Guard: the slots in the stream's $match. Without them each of the runners sees and claims each job."""
     monkeypatch.setattr(fleet, "WATCH", 20.0)  # each job is its holder's, however busy the machine
     queue.handler("mail")(lambda job: None)
     async with crew(queue, 7) as runners:
         runners.told.clear()
         before = len(seen.of("claim"))
-        documents = [document() for _ in range(60)]
+        documents = [document() for _ in range(30 if python_server else 60)]
         for one in documents:
             raw.insert_one(one)
             await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
@@ -45,7 +45,7 @@ async def test_an_insert_is_noticed_by_two_and_claimed_by_one(queue, raw, seen, 
 
 async def test_a_burst_is_shared_out_fairly(queue, raw, seen, python_server):
     queue.handler("mail")(lambda job: None)
-    count = 160 if python_server else 1_024
+    count = 120 if python_server else 1_024
     async with crew(queue, 8, concurrency=20) as runners:
         raw.insert_many([document() for _ in range(count)])
         await seen.wait("try", outcome="success", count=count, timeout=60)
