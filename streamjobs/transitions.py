@@ -236,6 +236,21 @@ def overflow(claim: Claim) -> Change:
     return guard, pipeline
 
 
+def alike(one: Change, other: Change) -> bool:
+    """Whether two changes of different jobs differ in nothing but the ``_id``: :func:`together` says both at once."""
+    return {**one[0], "_id": None} == {**other[0], "_id": None} and one[1] == other[1]
+
+
+def together(changes: Sequence[Change]) -> Change:
+    """Changes that are :func:`alike` as one, for an update of many: servers parse and plan it once."""
+    guard, update = changes[0]
+    return (
+        ({**guard, "_id": {"$in": [one[0]["_id"] for one in changes]}}, update)
+        if len(changes) > 1
+        else changes[0]
+    )
+
+
 def cut(text: str, limit: int) -> str:
     """A text that BSON can hold (no lone surrogates), at most ``limit`` characters long."""
     clean = text[: limit + 1].encode("utf-8", "replace").decode("utf-8")

@@ -141,21 +141,26 @@ async def drive(
         await one.close()
 
 
+@pytest.fixture(scope="module")
+def direct(uri: str) -> Iterator[MongoClient[dict[str, Any]]]:
+    """A plain synchronous client that a file's tests share: one for each would cost more than most tests."""
+    with MongoClient(uri, tz_aware=True, datetime_conversion="DATETIME_AUTO") as one:
+        yield one
+
+
 @pytest.fixture
-def namespace(uri: str) -> Iterator[str]:
+def namespace(direct: MongoClient[dict[str, Any]]) -> Iterator[str]:
     """A collection of this test's own."""
     database = f"t{secrets.token_hex(6)}"
     yield f"{database}.jobs"
-    with MongoClient(uri) as client:
-        client.drop_database(database)
+    direct.drop_database(database)
 
 
 @pytest.fixture
-def raw(uri: str, namespace: str) -> Iterator[Any]:
+def raw(direct: MongoClient[dict[str, Any]], namespace: str) -> Any:
     """The test's collection through a plain synchronous client."""
     database, _, name = namespace.partition(".")
-    with MongoClient(uri, tz_aware=True, datetime_conversion="DATETIME_AUTO") as client:
-        yield client[database][name]
+    return direct[database][name]
 
 
 @pytest.fixture
@@ -279,20 +284,19 @@ def no_leftover_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def failpoint(uri: str, server: Server | None) -> Iterator[Callable[..., None]]:
+def failpoint(direct: MongoClient[dict[str, Any]]) -> Iterator[Callable[..., None]]:
     """Arm a failpoint for the client with an appName; disarmed afterwards."""
-    with MongoClient(uri) as admin:
 
-        def arm(mode: Any, app: str, commands: list[str], **data: Any) -> None:
-            admin.admin.command(
-                "configureFailPoint",
-                "failCommand",
-                mode=mode,
-                data={"appName": app, "failCommands": commands, **data},
-            )
+    def arm(mode: Any, app: str, commands: list[str], **data: Any) -> None:
+        direct.admin.command(
+            "configureFailPoint",
+            "failCommand",
+            mode=mode,
+            data={"appName": app, "failCommands": commands, **data},
+        )
 
-        yield arm
-        admin.admin.command("configureFailPoint", "failCommand", mode="off")
+    yield arm
+    direct.admin.command("configureFailPoint", "failCommand", mode="off")
 
 
 @pytest.fixture

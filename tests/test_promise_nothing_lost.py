@@ -85,7 +85,7 @@ async def test_an_outcome_whose_reply_was_lost_is_settled_by_its_token_and_recor
         await seen.wait("outcome.kept")
         rule.remove()
         await seen.wait("try", count=count, outcome="success")
-    assert rule.count >= 2
+    assert rule.count >= (2 if count == 1 else 1)  # the driver repeats an update of one, not of many
     for job in jobs:
         after = await through.get(job.id)
         assert (after.state, after.retries, len(after.tries), ran[job.id]) == ("success", 3, 1, 1)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pymongo
 from bson.errors import BSONError
-from pymongo import UpdateOne
+from pymongo import UpdateMany, UpdateOne
 from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError, WriteConcernError, WriteError
 
 from streamjobs import events, transitions
@@ -57,6 +57,9 @@ class _Write:
     ended: Ended
     change: Change
     refused: int = 0  # times that the server refused just this write
+    alone: bool = (
+        False  # the server refused it or one that was written with it: not together with others again
+    )
 
     @property
     def status(self) -> Status:
@@ -162,10 +165,11 @@ class Finisher:
 
     async def _write(self, batch: list[_Write]) -> list[_Write]:
         """Write a batch; those that are settled, one way or another."""
+        groups = _grouped(batch)
         failed: dict[int, Any] = {}
         matched = 0
         try:
-            matched = await self._send(batch)
+            matched = await self._send(groups)
         except BulkWriteError as error:
             details: Any = error.details
             if details.get("writeConcernErrors"):
@@ -176,34 +180,44 @@ class Finisher:
             raise
         except (WriteError, DocumentTooLarge) as error:
             failed = {0: {"code": getattr(error, "code", None), "errmsg": str(error)}}
-        good = [one for index, one in enumerate(batch) if index not in failed]
+        good = [one for index, group in enumerate(groups) if index not in failed for one in group]
         if matched == len(good):
             for one in good:
                 self._recorded(one)
         else:
             good = await self._looked_up(good)
-        return good + [batch[index] for index, error in failed.items() if self._refused(batch[index], error)]
+        return good + [one for index, error in failed.items() for one in self._refused(groups[index], error)]
 
-    async def _send(self, batch: list[_Write]) -> int:
-        if len(batch) == 1:
-            guard, update = batch[0].change
-            return (await self._store.jobs.update_one(guard, update)).matched_count
-        writes: list[Any] = [UpdateOne(*one.change) for one in batch]
-        return (await self._store.jobs.bulk_write(writes, ordered=False)).matched_count
+    async def _send(self, groups: list[list[_Write]]) -> int:
+        changes = [transitions.together([one.change for one in group]) for group in groups]
+        jobs = self._store.jobs
+        if len(groups) == 1:
+            update = jobs.update_one if len(groups[0]) == 1 else jobs.update_many
+            return (await update(*changes[0])).matched_count
+        writes: list[Any] = [
+            (UpdateOne if len(group) == 1 else UpdateMany)(*change)
+            for group, change in zip(groups, changes, strict=True)
+        ]
+        return (await jobs.bulk_write(writes, ordered=False)).matched_count
 
-    def _refused(self, write: _Write, error: dict[str, Any]) -> bool:
-        """The server refused just this write: repeat it, or with a short try; True when nothing helps."""
+    def _refused(self, group: list[_Write], error: dict[str, Any]) -> list[_Write]:
+        """The server refused just these: repeat each by itself, one with a short try; those that nothing helps."""
         if error.get("code") in PASSING:
-            return False
-        message = str(error.get("errmsg"))[:1000]
+            return []
+        if len(group) > 1:  # some may be written: each is tried again, and looked up
+            for one in group:
+                one.alone = True
+            return []
+        write, message = group[0], str(error.get("errmsg"))[:1000]
+        write.alone = True
         write.refused += 1
         if write.refused > 1:
             write.held.refused = True
             self._not_recorded(write, f"the server refused it: {message}")
-            return True
+            return group
         events.emit("outcome.overflow", **write.held.about(), message=message)
         write.change = transitions.overflow(write.held.claim(self._owner(), 0, self._clock))
-        return False
+        return []
 
     async def _looked_up(self, writes: list[_Write]) -> list[_Write]:
         """Those that are settled; one that can't be looked up now is written again."""
@@ -264,6 +278,18 @@ class Finisher:
         about = write.held.about()
         events.emit("outcome.lost", **about, outcome=write.ended.outcome, reason=reason)
         self.done(write.held, Status.INVALID, None)
+
+
+def _grouped(batch: list[_Write]) -> list[list[_Write]]:
+    """A batch as groups of neighbours that one statement can write: jobs of one claim that began and ended alike."""
+    groups: list[list[_Write]] = []
+    for one in batch:
+        last = groups[-1][-1] if groups else None
+        if last is None or one.alone or last.alone or not transitions.alike(last.change, one.change):
+            groups.append([one])
+        else:
+            groups[-1].append(one)
+    return groups
 
 
 def _tries(document: dict[str, Any]) -> list[dict[str, Any]]:

@@ -100,7 +100,8 @@ class Held:
         """What the transitions need to know of it."""
         started = None
         if self.started is not None:
-            started = datetime.fromtimestamp(clock.at_ms(self.started) / 1000, UTC)
+            # whole milliseconds, all that is stored, so that what began together is written together
+            started = datetime.fromtimestamp(int(clock.at_ms(self.started)) / 1000, UTC)
         return Claim(self.job, self.token, self.claimed_at, self.runner, owner, nonce, started)
 
     def cancel(self) -> None:
