@@ -69,9 +69,9 @@ def check(run: Run, limits: Limits) -> Verdict:
 
 
 def report(run: Run, verdict: Verdict) -> str:
-    """Each breach with its job's whole history before it."""
+    """Each breach with its job's whole history before it, of the first some; lateness last, which comes in swarms."""
     lines: list[str] = []
-    for place, breach in enumerate(verdict.breaches):
+    for place, breach in enumerate(sorted(verdict.breaches, key=lambda one: one.name == "late")):
         if breach.job is not None and place < _SHOWN:
             lines += [str(one) for one in run.of_job(breach.job)]
         lines.append(f"BREACH of promise {breach.promise}, {breach.name}, job {breach.job}: {breach.text}\n")

@@ -116,3 +116,28 @@ async def test_what_a_claim_has_missed_is_not_forgotten_when_the_look_at_it_fail
         raw.insert_one(one := plain(kind="mail", retries=0))
         await seen.wait("try", job=one["_id"], outcome="success", timeout=10)
     assert calls[:2] == ["claim", "look"]
+
+
+async def test_a_claim_that_is_still_looked_at_is_no_orphan(queue, raw, seen):
+    """Guard: Claimer.in_flight until the look is over. Else what the look then begins was put back meanwhile."""
+    queue.handler("mail")(lambda job: None)
+    async with queue.running("w", concurrency=1) as runner:
+        store, claim, rows = runner._store, runner._store.claim, runner._store.rows
+
+        async def unheard(ids, *args, **more):
+            """Carried out, its reply lost; the driver's repetition found nothing to claim."""
+            await claim(ids, *args, **more)
+            store.claim = claim
+            return []
+
+        async def look(ids):
+            found = await rows(ids)
+            store.rows = rows
+            await runner._sweeper.release_orphans()
+            return found
+
+        store.claim, store.rows = unheard, look
+        job = await queue.put("mail", retries=3)
+        await seen.wait("try", job=job.id, outcome="success")
+    assert [one.outcome for one in (await queue.get(job.id)).history] == [None]
+    assert not seen.of("orphans.released")

@@ -156,6 +156,7 @@ class Claimer:
                     await self._pause.wait(error)
                     continue
                 finally:
+                    self.in_flight.clear()  # not sooner: an orphan is what nobody is still looking at
                     self._turned()
                 if busy:
                     self._pause.succeeded()
@@ -253,8 +254,6 @@ class Claimer:
             about = events.about(error)
             events.emit("claim.unknown", asked=len(ids), runner=self._runner, owner=owner, **about)
             raise
-        finally:
-            self.in_flight.discard(token)
         self._cautious = max(0, self._cautious - 1)
         taken = self._take(documents, wanted, owner, token)
         if len(ids) == 1:

@@ -181,7 +181,8 @@ class Finisher:
         except (WriteError, DocumentTooLarge) as error:
             failed = {0: {"code": getattr(error, "code", None), "errmsg": str(error)}}
         good = [one for index, group in enumerate(groups) if index not in failed for one in group]
-        if matched == len(good):
+        clear = all(len(groups[index]) == 1 for index in failed)  # else some of a failed one's may be counted
+        if clear and matched == len(good):
             for one in good:
                 self._recorded(one)
         else:
@@ -236,8 +237,8 @@ class Finisher:
         document = await self._store.settled(write.held.job.id) or {}
         entry = next((one for one in _tries(document) if one.get("token") == token), None)
         if entry is not None:
-            if entry.get("outcome") == "lost" and write.ended.outcome != "lost":
-                self._not_recorded(write, "another runner took the job back")
+            if entry.get("outcome") in {"lost", "released"} and entry["outcome"] != write.ended.outcome:
+                self._not_recorded(write, "the job was taken back")
             else:
                 self._recorded(write)
             return True

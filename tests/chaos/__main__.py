@@ -22,7 +22,7 @@ def main() -> int:
     )
     parser.add_argument("--uri", help="a server that is not ours: only faults that need no control of it")
     parser.add_argument("--runners", type=int, default=4, help="runner processes")
-    parser.add_argument("--rate", type=float, default=8, help="jobs a second")
+    parser.add_argument("--rate", type=float, help="jobs a second; by default 8, on the Python server 4")
     parser.add_argument("--live", type=float, default=LIVE, help="seconds that a due job may wait")
     parser.add_argument("--folder", type=Path, help="keep the history and the server's data here")
     parser.add_argument(

@@ -33,6 +33,8 @@ SETTINGS = {
 }
 #: For half of the seeds: a server of which a failpoint says that it shuts down is looked at again at once.
 _POLLED = "&serverMonitoringMode=poll&heartbeatFrequencyMS=500"
+#: Jobs a second, unless told: the Python server is busy with few, and then a job is late for want of a processor.
+SLOW, FAST = 4.0, 8.0
 _DRAIN = 90.0  # seconds for all to come to its end when nothing is broken any more
 _KEEP = 0.3  # seconds between two looks whether a runner has ended
 
@@ -103,7 +105,7 @@ class Chaos:
 
 
 async def chaos(
-    seconds: float, seed: int, *, uri: str | None = None, runners: int = 4, rate: float = 8.0, folder: Path | None = None,
+    seconds: float, seed: int, *, uri: str | None = None, runners: int = 4, rate: float | None = None, folder: Path | None = None,
     live: float = LIVE,
     mutation: str | None = None,
 ) -> Result:  # fmt: skip
@@ -125,6 +127,8 @@ async def chaos(
             stack.callback(server.resume)
             proxy = stack.enter_context(Proxy(server.uri))
             direct, uri = server.uri, proxy.uri + (_POLLED if polled else "")
+        if rate is None:
+            rate = SLOW if server is not None and server.program.sort == "python" else FAST
         namespace = f"chaos{secrets.token_hex(4)}.jobs"
         async with AsyncExitStack() as ends:
             scene = Scene(
