@@ -147,13 +147,14 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
         if session is not None or not _unanswered(error):
             raise
         raise PutUnknown(jobs, error) from error
-    events.emit(
-        "job.put",
-        count=len(jobs),
-        kinds=sorted({job.kind for job in jobs})[:_KINDS],
-        job=jobs[0].id if len(jobs) == 1 else None,
-        took_ms=(boot() - began) * 1000,
-    )
+    if events.wanted("info"):
+        events.emit(
+            "job.put",
+            count=len(jobs),
+            kinds=sorted({job.kind for job in jobs})[:_KINDS],
+            job=jobs[0].id if len(jobs) == 1 else None,
+            took_ms=(boot() - began) * 1000,
+        )
     return list(jobs)
 
 

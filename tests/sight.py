@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from streamjobs.runner.slots import HANDFUL
 from tests.history import Process, Run
 from tests.windows import FOREVER, Window, crowded, merged, without
 
@@ -50,7 +52,8 @@ class Sight:
     """When a process could work: its lease was trusted.
 
     ``idle`` is when it had a slot free too and claimed nothing, whatever its stream did; ``awake`` when its stream
-    was live as well; ``stuck`` when it was frozen or its loop blocked, and for the turn after that.
+    was live as well and, where slots are shared out, not two others were away at once, who may be a job's holder and
+    watcher: the fallback bounds that; ``stuck`` when it was frozen or its loop blocked, and for the turn after that.
     """
 
     process: Process
@@ -83,7 +86,21 @@ def sights_of(run: Run, limits: Limits) -> dict[int, Sight]:
         idle = without(without(trusted, crowded(spans[pid], limits.slots)), claims)
         awake = without(idle, longer(process.deaf, limits.back))
         out[pid] = Sight(process, trusted, idle, awake, stuck)
+    pairs = _pairs_away(out.values(), limits)
+    for sight in out.values():
+        sight.awake = without(sight.awake, pairs)
     return out
+
+
+def _pairs_away(sights: Iterable[Sight], limits: Limits) -> list[Window]:
+    """When two runners or more could not be told of a job, if there are so many that they share the slots."""
+    there: dict[str, list[Window]] = defaultdict(list)
+    for one in sights:
+        there[one.process.runner] += without(one.trusted, longer(one.process.deaf, limits.back))
+    if len(there) <= HANDFUL:
+        return []
+    away = [hole for windows in there.values() for hole in without([(0.0, FOREVER)], merged(windows))]
+    return crowded(away, 2)
 
 
 def longer(windows: list[Window], by: float) -> list[Window]:

@@ -9,7 +9,7 @@ from tests.promises import check
 from tests.sight import Limits
 
 LIMITS = Limits(lease=3.0, beat=0.5, margin=0.5, interval=3.0, slots=2)
-A, B, C = 101, 102, 103
+A, B, C, D = 101, 102, 103, 104
 
 
 class Tale:

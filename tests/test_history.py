@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.history import Log, Run, read
 from tests.promises import report
-from tests.tale import A, B, C, Tale, lost_and_again, owner
+from tests.tale import A, B, C, D, Tale, lost_and_again, owner
 from tests.windows import crowded, inside, longest, merged, touched, without
 
 
@@ -189,6 +189,24 @@ def test_a_delayed_job_is_late_from_its_date_on_and_early_before():
     assert late(9.0, runat=8.0).judge() == []
     assert late(10.0, runat=8.0).judge() == [(6, "late")]
     assert late(7.99, runat=8.0).judge() == [(6, "early")]
+
+
+@pytest.mark.parametrize(("pids", "frozen", "found"), [
+    ((A, B, C, D), (A, B), []),
+    ((A, B, C, D), (A,), [(6, "late")]),
+    ((A, B, C), (A, B), [(6, "late")]),  # so few all listen to all
+])  # fmt: skip
+def test_where_slots_are_shared_out_and_two_are_away_the_fallback_is_the_bound(pids, frozen, found):
+    tale = Tale(*pids)
+    for pid in frozen:
+        tale.tell("freeze", 4.0, pid=pid)
+        tale.tell("thaw", 8.0, pid=pid)
+    tale.put(at=5.0)
+    tale.run("c", C, 9.0, 9.5)
+    tale.ended("c", 9.0, 9.5)
+    tale.stored()
+    assert tale.judge() == found
+    assert tale.judge(interval=1.0, back=2.0) == (found or [(6, "late for the fallback")])
 
 
 def test_a_job_that_is_never_claimed():

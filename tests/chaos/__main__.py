@@ -11,7 +11,6 @@ from pathlib import Path
 from tests import promises
 from tests.chaos.run import chaos
 from tests.mutations import MUTATIONS
-from tests.sight import LIVE
 
 
 def main() -> int:
@@ -23,7 +22,7 @@ def main() -> int:
     parser.add_argument("--uri", help="a server that is not ours: only faults that need no control of it")
     parser.add_argument("--runners", type=int, default=4, help="runner processes")
     parser.add_argument("--rate", type=float, help="jobs a second; by default 8, on the Python server 4")
-    parser.add_argument("--live", type=float, default=LIVE, help="seconds that a due job may wait")
+    parser.add_argument("--live", type=float, help="seconds that a due job may wait; by default 1.5, there 3")
     parser.add_argument("--folder", type=Path, help="keep the history and the server's data here")
     parser.add_argument(
         "--mutation", choices=MUTATIONS, help="switch a guard of the runners off, to see it missed"

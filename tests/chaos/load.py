@@ -117,8 +117,10 @@ class Load:
         since = boot()
         try:
             await call
-        except JobState:
-            pass  # too late: it runs, or has ended
+        except JobState as error:
+            # too late, it runs or has ended; or done by a call that got no answer and was repeated
+            if "it is cancelled" in str(error):
+                self._scene.log.note("unsure", job=id_)
         except Exception:
             self._scene.log.note("unsure", job=id_)
         else:

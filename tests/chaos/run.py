@@ -33,8 +33,9 @@ SETTINGS = {
 }
 #: For half of the seeds: a server of which a failpoint says that it shuts down is looked at again at once.
 _POLLED = "&serverMonitoringMode=poll&heartbeatFrequencyMS=500"
-#: Jobs a second, unless told: the Python server is busy with few, and then a job is late for want of a processor.
-SLOW, FAST = 4.0, 8.0
+#: Jobs a second, and seconds that a due one may wait, unless told. The Python server is busy with few jobs, and when four
+#: runners come back to it at once, each round trip takes a part of a second.
+SLOW, FAST = (4.0, 3.0), (8.0, LIVE)
 _DRAIN = 90.0  # seconds for all to come to its end when nothing is broken any more
 _KEEP = 0.3  # seconds between two looks whether a runner has ended
 
@@ -106,7 +107,7 @@ class Chaos:
 
 async def chaos(
     seconds: float, seed: int, *, uri: str | None = None, runners: int = 4, rate: float | None = None, folder: Path | None = None,
-    live: float = LIVE,
+    live: float | None = None,
     mutation: str | None = None,
 ) -> Result:  # fmt: skip
     """Run it: on a server of its own, or with a URI on that one, without the faults that need its control."""
@@ -127,8 +128,8 @@ async def chaos(
             stack.callback(server.resume)
             proxy = stack.enter_context(Proxy(server.uri))
             direct, uri = server.uri, proxy.uri + (_POLLED if polled else "")
-        if rate is None:
-            rate = SLOW if server is not None and server.program.sort == "python" else FAST
+        usual = SLOW if server is not None and server.program.sort == "python" else FAST
+        rate, live = usual[0] if rate is None else rate, usual[1] if live is None else live
         namespace = f"chaos{secrets.token_hex(4)}.jobs"
         async with AsyncExitStack() as ends:
             scene = Scene(
