@@ -2,7 +2,9 @@
 
 import json
 import os
+import queue
 import signal
+import threading
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from jsonschema import Draft202012Validator
 
 from streamjobs import events
 from streamjobs.cli import log, supervise
+from streamjobs.cli.processes import caught
 from streamjobs.cli.supervise import Plan, Supervisor, resident
 from tests.command import Place, processes, wait_gone
 
@@ -256,6 +259,28 @@ def test_a_signal_while_processes_start_stops_all(here):
     one.signal(signal.SIGTERM)
     assert one.wait() == 0
     nothing_left(one)
+
+
+def test_a_signal_that_another_thread_was_given_is_noted_while_the_main_thread_waits():
+    """Python would call a handler in the main thread, whose wait such a signal does not end."""
+    noted, waiting = queue.SimpleQueue(), queue.SimpleQueue()
+
+    def take():
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
+        waiting.get()  # goes on when the main thread lets go of the interpreter: in its wait
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        with caught((signal.SIGUSR1,), noted.put):
+            other = threading.Thread(target=take)
+            other.start()
+            waiting.put(None)
+            assert noted.get(timeout=20) == signal.SIGUSR1
+            other.join()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
 
 
 def test_a_second_signal_cancels_the_handlers(here, raw):

@@ -128,7 +128,7 @@ class Interrupts:
     def caught(self) -> Generator[None]:
         """Take the signals for as long as the context is open."""
 
-        def note(number: int, _frame: Any) -> None:
+        def note(number: int) -> None:
             if self._number is None:
                 self._number = number
                 self._events.put({})

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -26,14 +27,37 @@ STARTED, JOBS = "started", "jobs"
 
 
 @contextmanager
-def caught(numbers: Sequence[signal.Signals], note: Callable[[int, Any], None]) -> Generator[None]:
-    """Have ``note(number, frame)`` called at these signals for as long as the context is open."""
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def caught(numbers: Sequence[signal.Signals], note: Callable[[int], None]) -> Generator[None]:
+    """Have ``note(number)`` called at these signals, in a thread, for as long as the context is open.
+
+    For a main thread that waits without end: Python would call a handler there, once the wait is over, and a
+    signal that came just before the wait or was given to another thread does not end it.
+    """
+
+    def quiet(_number: int, _frame: Any) -> None:
+        """The number is read from the socket."""
+
+    def read() -> None:
+        while got := ours.recv(64):
+            for number in got:
+                if number in numbers:  # others that Python has handlers for are told too
+                    note(number)
+
+    ours, pythons = socket.socketpair()
+    with ours:
+        with pythons:
+            pythons.setblocking(False)
+            thread = threading.Thread(target=read, name="signals", daemon=True)
+            thread.start()
+            earlier = signal.set_wakeup_fd(pythons.fileno(), warn_on_full_buffer=False)
+            before = {number: signal.signal(number, quiet) for number in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+                signal.set_wakeup_fd(earlier)
+        thread.join()
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ class Supervisor:
     def _caught(self) -> Generator[None]:
         """Take SIGTERM and SIGINT as messages; the third one ends all at once."""
 
-        def note(number: int, _frame: Any) -> None:
+        def note(number: int) -> None:
             self._signals += 1
             if self._signals > 2:
                 for place in self._places:
