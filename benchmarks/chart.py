@@ -1,4 +1,4 @@
-"""The rows as a chart: a bar for each ratio, its spread, and a line where the raw driver is."""
+"""The rows as a chart: a bar from the line, where the raw driver is, to each ratio, and its spread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import Path
 from benchmarks.rows import LESS, MORE, Row
 
 FORMATS = (".svg", ".png", ".pdf")
-COLOURS = {LESS: "#4c72b0", MORE: "#55a868"}
+OTHERS = "another system beside ours"
+COLOURS = {LESS: "#4c72b0", MORE: "#55a868", OTHERS: "#999999"}
 
 
 def check(parser: argparse.ArgumentParser, path: Path) -> None:
@@ -31,16 +32,19 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     figure = Figure(figsize=(9, 1.2 + 0.36 * len(shown)), layout="constrained")
     axes = figure.subplots()
     for place, row in enumerate(shown):
-        better = LESS if LESS in row.unit else MORE
+        better = next((one for one in (LESS, MORE) if one in row.unit), OTHERS)
         spread = [[max(0.0, row.ratio - row.low)], [max(0.0, row.high - row.ratio)]]
-        axes.barh(
-            place, row.ratio, color=COLOURS[better], xerr=spread, ecolor="#444444", capsize=3, label=better
-        )
+        bar = {"color": COLOURS[better], "label": better}
+        axes.barh(place, row.ratio - 1, left=1, xerr=spread, ecolor="#444444", capsize=3, **bar)
         axes.annotate(f" {row.ratio:.2f}", (max(row.high, row.ratio), place), va="center", fontsize=9)
     names = [f"{row.name}\n{row.unit.removesuffix(f', {LESS}').removesuffix(f', {MORE}')}" for row in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
+    axes.margins(y=0.01)
     axes.axvline(1.0, color="black", linewidth=1)
-    axes.set_xlim(0, 1.12 * max([1.0, *(row.high for row in shown)]))
+    axes.set_xscale("log")  # half and twice are equally far from the line
+    axes.set_xlim(0.8 * min([1.0, *(row.low for row in shown)]), 2.5 * max([1.0, *(row.high for row in shown)]))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel(
         f"ratio; the line is what it is compared with\n{rows[0].server if rows else ''}", fontsize=8
     )
