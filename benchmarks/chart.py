@@ -42,7 +42,9 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.margins(y=0.01)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")  # half and twice are equally far from the line
-    axes.set_xlim(0.8 * min([1.0, *(row.low for row in shown)]), 2.5 * max([1.0, *(row.high for row in shown)]))
+    axes.set_xlim(
+        0.8 * min([1.0, *(row.low for row in shown)]), 2.5 * max([1.0, *(row.high for row in shown)])
+    )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")
     axes.set_xlabel(
