@@ -274,6 +274,10 @@ def _entry(
         "outcome": outcome,
     }
     entry.update({key: literal(value) for key, value in optional.items() if value is not None})
+    if claim.started is not None:
+        # an estimate: never after the try's end
+        over = {"$gt": [{"$toLong": entry["started"]}, {"$toLong": "$$NOW"}]}
+        entry["started"] = {"$cond": [over, "$$NOW", entry["started"]]}
     return entry
 
 

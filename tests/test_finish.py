@@ -11,6 +11,7 @@ import pytest
 from bson import ObjectId
 
 from streamjobs import Cancel, Queue, Snooze, current_job
+from streamjobs.clock import ServerClock
 from streamjobs.embedded import Server
 
 APP = "streamjobs/runner"
@@ -36,8 +37,19 @@ async def test_returning_anything_is_success(queue, seen):
         None,
     )
     assert list(job.tries[0])[:2] == ["runner", "when"]
-    assert job.history[0].claimed <= job.history[0].started <= job.history[0].when
     assert list(job.extra) == []
+
+
+@pytest.mark.parametrize("wrong_ms", [-5000, 0, 5000])
+async def test_a_try_starts_between_its_claim_and_its_end_however_wrong_the_estimate(
+    queue, seen, monkeypatch, wrong_ms
+):
+    """Guards: Held.claim and transitions._entry, which keep the estimate between the two dates of the server."""
+    right = ServerClock.at_ms
+    monkeypatch.setattr(ServerClock, "at_ms", lambda self, moment: right(self, moment) + wrong_ms)
+    job, _ = await run_one(queue, seen, lambda job: None)
+    (entry,) = job.history
+    assert entry.claimed <= entry.started <= entry.when
 
 
 async def test_the_split_of_a_trys_time_is_in_order(queue, seen):

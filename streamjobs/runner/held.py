@@ -12,7 +12,7 @@ from streamjobs import events
 from streamjobs.clock import ServerClock
 from streamjobs.errors import LeaseLost
 from streamjobs.handler import Handler
-from streamjobs.job import Job
+from streamjobs.job import Job, date_ms
 from streamjobs.transitions import Claim
 
 
@@ -100,8 +100,10 @@ class Held:
         """What the transitions need to know of it."""
         started = None
         if self.started is not None:
-            # whole milliseconds, all that is stored, so that what began together is written together
-            started = datetime.fromtimestamp(int(clock.at_ms(self.started)) / 1000, UTC)
+            # whole milliseconds, all that is stored, so that what began together is written together; an estimate
+            # may be off by some, but no handler starts before the claim
+            estimate = max(int(clock.at_ms(self.started)), date_ms(self.claimed_at) or 0)
+            started = datetime.fromtimestamp(estimate / 1000, UTC)
         return Claim(self.job, self.token, self.claimed_at, self.runner, owner, nonce, started)
 
     def cancel(self) -> None:
