@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.rows import LESS, MORE, Row
 
 FORMATS = (".svg", ".png", ".pdf")
+LEAST = 0.01  # what is less, or rounds to nothing, has no place on a logarithmic axis
 OTHERS = "another system beside ours"
 COLOURS = {LESS: "#4c72b0", MORE: "#55a868", OTHERS: "#999999"}
 
@@ -33,9 +34,11 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     axes = figure.subplots()
     for place, row in enumerate(shown):
         better = next((one for one in (LESS, MORE) if one in row.unit), OTHERS)
-        spread = [[max(0.0, row.ratio - row.low)], [max(0.0, row.high - row.ratio)]]
-        bar = {"color": COLOURS[better], "label": better}
-        axes.barh(place, row.ratio - 1, left=1, xerr=spread, ecolor="#444444", capsize=3, **bar)
+        spread = [[max(0.0, row.ratio - max(row.low, LEAST))], [max(0.0, row.high - row.ratio)]]
+        axes.barh(
+            place, row.ratio - 1, left=1, xerr=spread, ecolor="#444444", capsize=3,
+            color=COLOURS[better], label=better,
+        )  # fmt: skip
         axes.annotate(f" {row.ratio:.2f}", (max(row.high, row.ratio), place), va="center", fontsize=9)
     names = [f"{row.name}\n{row.unit.removesuffix(f', {LESS}').removesuffix(f', {MORE}')}" for row in shown]
     axes.set_yticks(range(len(shown)), names, fontsize=7)
@@ -43,7 +46,8 @@ def draw(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_xscale("log")  # half and twice are equally far from the line
     axes.set_xlim(
-        0.8 * min([1.0, *(row.low for row in shown)]), 2.5 * max([1.0, *(row.high for row in shown)])
+        0.8 * min([1.0, *(max(row.low, LEAST) for row in shown)]),
+        2.5 * max([1.0, *(row.high for row in shown)]),
     )
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter("")

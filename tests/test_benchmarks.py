@@ -65,6 +65,7 @@ def test_the_chart_draws_only_ratios(tmp_path):
     rows = [
         row(1.5, 1, 2),
         row(0.5, 0.4, 0.6, f"times other, {MORE}"),
+        row(0.0, 0.0, 0.02, name="nothing"),
         row(44.0, 1, 99, "MB an hour", name="memory"),
     ]
     for suffix in chart.FORMATS:
@@ -76,6 +77,7 @@ def test_the_chart_draws_only_ratios(tmp_path):
     assert "memory" not in text
     chart.draw(rows, tmp_path / "again.svg", "title")
     assert (tmp_path / "again.svg").read_text() == text
+    chart.draw([], tmp_path / "empty.svg", "title")
 
 
 def test_the_slope_of_memory():

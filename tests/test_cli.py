@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 from bson import json_util
@@ -98,13 +99,17 @@ def test_put_for_an_app_refuses_data_that_its_handler_would_not_take(here, raw):
     assert raw.find_one()["data"] == {"to": "ann"}
 
 
+#: Python's parser refuses a depth like this before 3.14; from then on it reads it, and put refuses it.
+TOO_DEEP = "JSON: it is nested too deeply" if sys.version_info < (3, 14) else "data: nest it at most 90 deep"
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
         (["put", "a", "[1]"], "JSON: give an object"),
         (["put", "a", "{"], "JSON: it is no Extended JSON"),
         (["put", "a", '{"$oid": "x"}'], "JSON:"),
-        (["put", "a", '{"a":' * 20_000 + "1" + "}" * 20_000], "nest"),  # the parser, or put
+        (["put", "a", '{"a":' * 20_000 + "1" + "}" * 20_000], TOO_DEEP),
         (["put", "", "{}"], "kind: give a text"),
         (["put", "a", "--in", "soon"], "--in: give a span"),
         (["put", "a", "--at", "2030-01-01T00:00:00"], "--at: give an ISO time with an offset"),

@@ -118,9 +118,7 @@ class Supervisor:
                         self._take(*self._messages.get(timeout=self._pause()))
                     self._do_what_is_due()
         finally:
-            for place in self._places:
-                if place.process is not None:
-                    place.process.kill()
+            self._kill()
             self._forget_health()
         self._emit("supervisor.stopped", exit=self._code, took_ms=(boot() - began) * 1000)
         return self._code
@@ -134,14 +132,18 @@ class Supervisor:
         def note(number: int) -> None:
             self._signals += 1
             if self._signals > 2:
-                for place in self._places:
-                    if place.process is not None:
-                        place.process.kill()
+                self._kill()
                 os._exit(128 + number)
             self._messages.put((None, None, number))
 
         with caught((signal.SIGTERM, signal.SIGINT), note):
             yield
+
+    def _kill(self) -> None:
+        """Kill all; from the signals' thread too, while the main one may be forgetting a process that has ended."""
+        for process in [place.process for place in self._places]:
+            if process is not None:
+                process.kill()
 
     def _take(self, place: _Place | None, process: RunnerProcess | None, what: Any) -> None:
         if place is None or process is None:

@@ -28,7 +28,7 @@ _GAP = {286, 280, 40576, 260, 10334, 9}
 _REFUSED = {40573, 13, 8000, 115, 304, 59, 40415, 40324}
 _RUNNABLE = [int(status) for status in RUNNABLE]
 _ENDS = ["drop", "rename", "dropDatabase", "invalidate"]
-#: Ids of the runners' records: a range, since a server may compile an expression anew for each event.
+#: Ids of the runners' records, as a range (";" follows ":"): a server may compile an expression anew for each event.
 _RECORDS = {"$gte": record_id(""), "$lt": record_id("")[:-1] + ";"}
 _NEAR, _FAR = 1.0, 30.0  # longest backoff in seconds: no server reachable; refused by the server
 _HAD = 0.0002  # seconds: an event that came sooner was one of a batch that the driver had already
