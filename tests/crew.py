@@ -102,9 +102,9 @@ class Crew:
 def _wider(runner: Any) -> bool:
     mine = runner._fleet._shares["mail"].heard
     (_, slots), *_ = runner._fleet._filter
-    return runner._stream.state != "live" or (slots is None) != (mine is None) or (
-        slots is not None and len(slots) != len(mine)
-    )  # fmt: skip
+    if runner._stream.state != "live" or len(runner._stream._readers) > 1:
+        return True
+    return (slots is None) != (mine is None) or (slots is not None and len(slots) != len(mine))
 
 
 @asynccontextmanager

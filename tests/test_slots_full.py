@@ -175,3 +175,34 @@ async def test_a_runner_that_stops_says_so_before_it_drains(queue, raw, seen):
         assert raw.find_one({"_id": record_id(leaver.owner)})["away"] == "stopping"
         go.set()
         await seen.wait("try", job=held["_id"], outcome="success", timeout=30)
+
+
+async def test_a_stream_is_read_until_the_one_with_another_filter_is_open(queue, raw, seen, monkeypatch):
+    """Guard: the ``beside`` of Stream.reopen, without which the holder is deaf meanwhile and its watcher comes first."""
+    monkeypatch.setattr(fleet, "WATCH", 20.0)  # it is the holder's, however busy the machine
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6) as runners:
+        holder, _ = runners.of(40)
+        stream, go, asked = holder._stream, asyncio.Event(), asyncio.Event()
+        real = stream._collection
+
+        class Slow:
+            async def watch(self, *args, **options):
+                asked.set()
+                await go.wait()
+                return await real.watch(*args, **options)
+
+        stream._collection = Slow()
+        opening = asyncio.create_task(stream.reopen(quietly=True))
+        await asked.wait()
+        for _ in range(3):
+            raw.insert_one(one := document(_id=in_slot(40)))
+            await seen.wait("try", job=one["_id"], outcome="success", owner=holder.owner, timeout=15)
+        assert len(stream._readers) == 2
+        go.set()
+        await opening
+        assert len(stream._readers) == 1
+        raw.insert_one(one := document(_id=in_slot(40)))
+        await seen.wait("try", job=one["_id"], outcome="success", owner=holder.owner, timeout=15)
+    assert not seen.of("stream.state", state="gap")
+    assert len(seen.of("try")) == 4

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pymongo.errors import ConfigurationError, ConnectionFailure, OperationFailure, PyMongoError
@@ -101,6 +101,21 @@ def _in_slots(heard: Heard, owner: str) -> list[dict[str, Any]]:
     return [*out, hand]
 
 
+class _Reader:
+    """One reading of the stream; another may take its place while it goes on."""
+
+    def __init__(self, quietly: bool) -> None:
+        self.task: asyncio.Task[None] | None = None
+        self.quietly = quietly  # opened on purpose beside one that is read, and no failure yet
+        self.ending = False
+        self.tried = asyncio.Event()  # it was opened, or that failed
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+        return self.task is None or self.task.done()
+
+
 class Stream:
     """Keeps one change stream open and tells what it says.
 
@@ -136,14 +151,13 @@ class Stream:
         self._refiltered = refiltered
         self._turn = turn
         self._reopening = asyncio.Lock()
-        self._quietly = False
         self._token: Any = None
-        self._reader: asyncio.Task[None] | None = None
+        self._reader: _Reader | None = None  # whose word counts
+        self._readers: set[_Reader] = set()
         self._changed = asyncio.Event()
         self._failing_since: float | None = None
         self._failures = 0
         self._backoff = 0.05
-        self._ending = False
         self._closed = False
         self.state = "closed"
         self.error: BaseException | None = None
@@ -166,52 +180,69 @@ class Stream:
                 self._say("degraded", f"the stream has not answered for {silent:.0f} s")
             if silent >= limit:
                 await asyncio.sleep(min(1.0, limit))
-                if self._reader is not None and self._reader.done():
+                if self._reader is not None and self._reader.done:
                     self._start()
 
     async def reopen(self, *, quietly: bool = False) -> None:
-        """Open again with a new filter, missing nothing: the owner has changed, or what is heard (quietly)."""
+        """Open again with a new filter, missing nothing: the owner has changed, or what is heard (quietly).
+
+        Quietly, what was open is read until the new one is: on a busy server that takes a while, for a whole fleet
+        at the same time. What both tell of comes twice, which harms nothing.
+        """
         async with self._reopening:
-            await self._end()
-            self._quietly = quietly and self.state == "live"
-            self._start()
+            before = list(self._readers)
+            beside = quietly and self.state == "live"
+            if not beside:
+                await self._end(before)
+            reader = self._start(quietly=beside)
+            if beside and reader is not None:
+                await reader.tried.wait()
+                await self._end(before)
 
     async def close(self) -> None:
         """Stop reading and free the server's cursor."""
-        self._closed = True
-        await self._end()
+        self._closed, self._reader = True, None
+        await self._end(list(self._readers))
         self._say("closed", "the runner stops")
 
-    def _start(self) -> None:
+    def _start(self, *, quietly: bool = False) -> _Reader | None:
         if self._closed:
-            return
-        self._ending = False
-        self._reader = asyncio.create_task(self._read(), name=f"streamjobs stream {self._runner}")
+            return None
+        reader = self._reader = _Reader(quietly)
+        reader.task = asyncio.create_task(self._read(reader), name=f"streamjobs stream {self._runner}")
+        reader.task.add_done_callback(lambda _: self._ended(reader))
+        self._readers.add(reader)
+        return reader
 
-    async def _end(self) -> None:
-        """End the reader; the driver closes the stream, and so the server's cursor, when its read is cancelled.
+    def _ended(self, reader: _Reader) -> None:
+        self._readers.discard(reader)
+        reader.tried.set()
+
+    async def _end(self, readers: Sequence[_Reader]) -> None:
+        """End readers; the driver closes the stream, and so the server's cursor, when its read is cancelled.
 
         Closing the stream from here instead would race with the driver's own closing of it.
         """
-        reader, self._reader = self._reader, None
-        if reader is not None:
-            self._ending = True
-            await end_task(reader)
+        for reader in readers:
+            reader.ending = True
+            if reader.task is not None:
+                await end_task(reader.task)
 
-    async def _read(self) -> None:
-        """Open, read, and open again, for ever."""
-        while (
-            not self._ending
-        ):  # looked at too, since the driver may turn a cancellation into an error of its own
-            if self.state not in ("degraded", "refused") and not self._quietly:
+    async def _read(self, reader: _Reader) -> None:
+        """Open, read, and open again, for ever, or until another has its place."""
+        # looked at too, since the driver may turn a cancellation into an error of its own
+        while not reader.ending and reader is self._reader:
+            if self.state not in ("degraded", "refused") and not reader.quietly:
                 self._say("connecting", "opening the stream")
             try:
-                await self._once()
+                await self._once(reader)
             except Exception as error:  # noqa: BLE001 - whatever happens, it is opened again
-                if not self._ending:
+                reader.quietly = False
+                reader.tried.set()
+                if not reader.ending and reader is self._reader:
                     await self._failed(error)
 
-    async def _once(self) -> None:
+    async def _once(self, reader: _Reader) -> None:
         resumed = self._token is not None
         stream = await self._collection.watch(
             pipeline(self._heard(), self._owner()),
@@ -220,35 +251,42 @@ class Stream:
             comment=f"streamjobs {self._runner}",
         )
         try:
+            if reader is not self._reader:
+                return
             # to be opened again from here, though nothing was read
             self._token = stream.resume_token or self._token
-            self._live(resumed)
-            while stream.alive and not self._ending:
+            self._live(reader, resumed)
+            while stream.alive and not reader.ending:
                 asked = boot()
                 change = await stream.try_next()
-                self.last_return = boot()
-                if self.state == "degraded":
-                    self._live(resumed=True)
-                self._token = stream.resume_token or self._token
+                returned = boot()
+                counts = reader is self._reader  # else another is opened, from where this one had come to
+                if counts:
+                    self.last_return = returned
+                    self._token = stream.resume_token or self._token
+                if counts and self.state == "degraded":
+                    self._live(reader, resumed=True)
                 if change is not None and change["operationType"] in _ENDS:
-                    self._gap(f"the collection was changed: {change['operationType']}", None)
+                    if counts:
+                        self._gap(f"the collection was changed: {change['operationType']}", None)
                     return
                 if change is not None:
                     self._change(change)
-                if change is not None and self.last_return - asked > _HAD:
+                if counts and change is not None and returned - asked > _HAD:
                     await self._turn()  # the claim that this has woken goes before the next read
                 else:
                     await asyncio.sleep(0)  # a dead stream returns at once, without a turn of the loop
-            if not self._ending:
+            if not reader.ending and reader is self._reader:
                 self._gap("the server closed the stream", None)
         finally:
             await _closed(stream)
 
-    def _live(self, resumed: bool) -> None:
+    def _live(self, reader: _Reader, resumed: bool) -> None:
         self._failing_since, self._failures, self._backoff, self.error = None, 0, 0.05, None
         self.last_return = boot()
         self._say("live", "resumed" if resumed else "opened")
-        quietly, self._quietly = self._quietly and resumed, False
+        quietly, reader.quietly = reader.quietly and resumed, False
+        reader.tried.set()
         if quietly:
             self._refiltered()
         else:
@@ -261,7 +299,6 @@ class Stream:
     async def _failed(self, error: Exception) -> None:
         """Decide what an error means, and wait as long as it deserves."""
         now = boot()
-        self._quietly = False
         self.error = error
         self._failing_since = self._failing_since or now
         self._failures += 1
