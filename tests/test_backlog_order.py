@@ -142,3 +142,34 @@ def test_beyond_the_free_slots_come_only_batches_without_a_job_that_may_start_on
     left = drain(backlog, 1)
     assert not left or spread > 1 or ((left[0].once or ahead == 0) and count == 0)
     assert sorted(one.id for one in out + left) == [one.id for one in rows]
+
+
+def test_what_is_known_waits_for_one_range_to_be_read_and_not_for_four():
+    """Guard: Backlog._in_turn. On a busy server each read is a while in which slots are free."""
+    backlog = Backlog(["mail"], HORIZON)
+    first = backlog.next(10)
+    assert isinstance(first, Range)
+    backlog.page(first, [job(number) for number in range(3)], False, NOW)
+    assert [one.id for one in backlog.next(2)] == [oid(0), oid(1)]
+    second = backlog.next(10)
+    assert isinstance(second, Range)
+    backlog.page(second, [], False, NOW)
+    assert [one.id for one in backlog.next(10)] == [oid(2)]
+    for _ in range(2):  # nothing is known: the reads follow each other
+        unread = backlog.next(10)
+        assert isinstance(unread, Range)
+        backlog.page(unread, [], False, NOW)
+    assert backlog.next(10) is None
+
+
+def test_a_range_that_must_be_read_first_is_not_skipped_for_its_turn():
+    """What is known beyond the end of a page would overtake what comes before it."""
+    backlog = Backlog(["mail"], HORIZON)
+    home = backlog.next(1)
+    backlog.page(home, [job(0, created=0)], True, NOW)
+    home.push(job(9, id="late", created=9))
+    assert [one.id for one in backlog.next(10)] == [oid(0)]
+    assert backlog.next(10) is home
+    backlog.page(home, [job(5, created=5)], True, NOW)
+    assert [one.id for one in backlog.next(10)] == [oid(5)]
+    assert backlog.next(10) is home

@@ -194,6 +194,7 @@ class Backlog:
             for kind in kinds
         }
         self._turns: OrderedDict[str, None] = OrderedDict.fromkeys(self._ranges)
+        self._in_turn = False  # the last was a range to read
         self._timers: list[tuple[int, int, Candidate]] = []
         self._timed: dict[Any, int] = {}
         self._cut = False
@@ -221,6 +222,8 @@ class Backlog:
     def next(self, count: int, spread: int = 1, ahead: int = 0) -> list[Candidate] | Range | None:
         """Up to ``count`` candidates to claim, or a range to read first, or None: nothing may be claimed.
 
+        What is known does not wait for more than one range to be read: reads and claims take turns.
+
         Up to ``ahead`` more follow as long as none of them all may start only once. With a ``spread`` above 1,
         each is one of the first so many at random: runners that compete for the same jobs then get in each
         other's way less.
@@ -231,9 +234,11 @@ class Backlog:
             kind = next(iter(self._turns))
             ranges = self._ranges[kind]
             unread = next((one for one in ranges if one.unread), None)
-            if unread is not None:
+            ready = [one for one in ranges if one.heap and not one.unread]
+            if unread is not None and not (self._in_turn and ready):
+                self._in_turn = not out
                 return out or unread
-            chosen = _choose([one for one in ranges if one.heap])
+            chosen = _choose(ready)
             if chosen is None:
                 del self._turns[kind]
                 continue
@@ -249,6 +254,7 @@ class Backlog:
                 one.passed = one.passed + 1 if one.heap and one is not chosen else 0
             self._remember(self._taken, candidate.name, candidate.key)
             out.append(candidate)
+        self._in_turn = False
         return out or None
 
     def ahead(self, count: int) -> list[Candidate]:
