@@ -83,15 +83,18 @@ def _sweep() -> None:
     """Only whoever fences a record frees its jobs, once."""
     real_fence, real_free = takeback.Sweeper._fence, takeback.Sweeper._free_fenced
 
+    mine: set[tuple[int, str]] = set()
+
     async def fence(self: Any, owner: str) -> bool:
         fenced = await real_fence(self, owner)
-        self.just_fenced = owner if fenced else None
+        if fenced:
+            mine.add((id(self), owner))
         return fenced
 
-    async def free(self: Any, owner: str) -> None:
-        if getattr(self, "just_fenced", None) == owner:
-            self.just_fenced = None
-            await real_free(self, owner)
+    async def free(self: Any, owner: str, *, holds: bool) -> None:
+        if (id(self), owner) in mine:
+            mine.remove((id(self), owner))
+            await real_free(self, owner, holds=holds)
 
     takeback.Sweeper._fence, takeback.Sweeper._free_fenced = fence, free  # type: ignore[method-assign]
 

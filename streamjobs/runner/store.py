@@ -113,9 +113,10 @@ class Store:
         """The runners' control documents."""
         return await self._ms.find({"control": "runner"}).to_list()
 
-    async def owners(self) -> list[Any]:
-        """The owners that jobs name."""
-        return await self._ms.distinct("lease.owner", {"lease.owner": {"$gt": ""}})
+    async def owners(self, among: Sequence[str] | None = None) -> list[Any]:
+        """The owners that jobs name: all, or those of some."""
+        which = {"$gt": ""} if among is None else {"$in": list(among)}
+        return await self._ms.distinct("lease.owner", {"lease.owner": which})
 
     async def index_information(self) -> dict[str, Any]:
         """The collection's indexes."""

@@ -8,6 +8,7 @@ missing for a lease; a fenced record goes only after two empty sweeps one lease 
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ from streamjobs.transitions import Change, Claim
 
 _LATE_MS = 50.0  # look this long after a lease's end, so that the server agrees that it is over
 _SOON = 0.5
+_EACH, _SPREAD = 0.01, 0.3  # seconds for each runner over which a fleet spreads its looks, and at most
 
 
 class Sweeper:
@@ -118,17 +120,23 @@ class Sweeper:
         self._empty = {owner: since for owner, since in self._empty.items() if owner in there}
         now = self._clock.now_ms()
         wait = self._settings.period
+        fenced: list[str] = []
         for owner, ends, record in dated:
             if owner == self._trust.owner:
                 continue
             if record.get("fenced") is not None:
-                await self._free_fenced(owner)
+                fenced.append(owner)
             elif ends + _LATE_MS > now:
                 wait = min(wait, (ends + _LATE_MS - now) / 1000)
             elif await self._fence(owner):
-                await self._free_fenced(owner)
+                fenced.append(owner)
             else:
                 wait = min(wait, _SOON)
+        holding = await self._store.owners(fenced) if fenced else []
+        for owner in fenced:
+            await self._free_fenced(owner, holds=owner in holding)
+        # not all at the same moment: who comes later finds it done, and what ends meanwhile is seen in one read
+        wait += random.uniform(0, min(_EACH * len(dated), _SPREAD))  # noqa: S311 - only to spread
         if full:
             self._full = False
             await self._free_missing(there | {self._trust.owner})
@@ -142,8 +150,8 @@ class Sweeper:
         guard = {"_id": record_id(owner), "fenced": None}
         return bool((await self._store.jobs.update_one(guard, fence())).modified_count)
 
-    async def _free_fenced(self, owner: str) -> None:
-        freed = await self._free(owner, "its lease is over")
+    async def _free_fenced(self, owner: str, *, holds: bool) -> None:
+        freed = await self._free(owner, "its lease is over") if holds else 0
         first = self._empty.setdefault(owner, boot())
         if freed:
             self._empty.pop(owner)
