@@ -8,10 +8,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from pymongo.errors import AutoReconnect
 
+from streamjobs.clock import boot
 from streamjobs.runner import fleet
 from streamjobs.runner.lease import record_id
 from streamjobs.runner.slots import COUNT
-from tests.crew import CALM, crew, document, in_slot
+from tests.crew import CALM, crew, document, in_slot, stop_for_good
 
 # each change of a fleet opens streams again, and a read that is cancelled now and then leaves its socket to the collector
 pytestmark = pytest.mark.usefixtures("driver_litter")
@@ -59,7 +60,7 @@ async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(how, q
         async with asyncio.timeout(30):  # their beats have said so
             while raw.count_documents({"control": "runner", "free": 0}) < 2:
                 await asyncio.sleep(0.05)
-        holder._fleet._stale = 0.0  # what was read before that is old by now
+        holder._fleet._passing._stale = 0.0  # what was read before that is old by now
         more = {}
         if how == "dated":
             more = {"runat": datetime.now(UTC) + timedelta(seconds=1), "status": 3}
@@ -67,7 +68,7 @@ async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(how, q
             free, real = iter([1, 1]), holder._fleet._free
             holder._fleet._free = lambda: next(free, None) or real()
         elif how == "write fails":
-            holder._fleet._store = FailingOnce(holder._store)
+            holder._fleet._passing._store = FailingOnce(holder._store)
         raw.insert_one(one := document(_id=in_slot(40), **more))
         (passed,) = await seen.wait("job.passed", job=one["_id"], timeout=15)
         await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
@@ -77,6 +78,38 @@ async def test_a_full_holder_passes_a_job_on_once_to_one_with_a_free_slot(how, q
         go.set()
         await seen.wait("try", outcome="success", count=5, timeout=30)
     assert len(seen.of("job.passed")) == 1
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["free ones are known", "records must be read"])
+async def test_a_full_watcher_passes_on_what_a_dead_holder_has_left(known, queue, raw, seen):
+    """Guards: the holding and the asking in Fleet._look, without which only the fallback finds the job."""
+    go = asyncio.Event()
+
+    @queue.handler("mail")
+    async def mail(job):
+        if job.data.get("hold"):
+            await go.wait()
+
+    async with crew(queue, 6, concurrency=2) as runners:
+        holder, watcher = runners.of(40)
+        slot = next(iter(watcher._fleet._shares["mail"].holds))
+        for _ in range(2):
+            raw.insert_one(each := document(_id=in_slot(slot), data={"hold": True}))
+            await seen.wait("try.started", job=each["_id"], timeout=30)
+        assert {one["owner"] for one in seen.of("try.started")} == {watcher.owner}
+        stop_for_good(holder)
+        holder._fleet._free = lambda: 0  # nor is it one that a job could be passed to
+        async with asyncio.timeout(30):
+            while holder.owner in (passing := watcher._fleet._passing)._room or not passing._room:
+                watcher._sweeper.wake()
+                await asyncio.sleep(0.1)
+        passing._stale = boot() + 60 if known else 0.0
+        raw.insert_one(one := document(_id=in_slot(40)))
+        (passed,) = await seen.wait("job.passed", job=one["_id"], timeout=15)
+        assert passed["owner"] == watcher.owner
+        await seen.wait("try", job=one["_id"], outcome="success", owner=passed["to"], timeout=15)
+        go.set()
+        await seen.wait("try", outcome="success", count=3, timeout=30)
 
 
 async def test_a_full_fleet_writes_nothing_and_whoever_gets_a_slot_asks(queue, raw, seen, monkeypatch):
@@ -99,18 +132,20 @@ async def test_a_full_fleet_writes_nothing_and_whoever_gets_a_slot_asks(queue, r
         async with asyncio.timeout(30):  # all beats have said that nobody is free
             while raw.count_documents({"control": "runner", "free": {"$gt": 0}}):
                 await asyncio.sleep(0.05)
-        holder._fleet._stale = 0.0  # what was read before that is old by now
+        holder._fleet._passing._stale = 0.0  # what was read before that is old by now
         waiting = [document(_id=in_slot(8), data={"quick": True}) for _ in range(3)]
         raw.insert_many(waiting)
         reads = []
         real = holder._sweeper.wake
-        holder._fleet._sweeper = type("Counting", (), {"wake": lambda _: (reads.append(1), real())})()
+        holder._fleet._passing._sweeper = type(
+            "Counting", (), {"wake": lambda _: (reads.append(1), real())}
+        )()
         async with asyncio.timeout(30):
             while len(reads) < 2:
                 await asyncio.sleep(0.05)
         assert not seen.of("job.passed")
         assert raw.count_documents({"passed": {"$exists": True}}) == 0
-        holder._fleet._waiting.clear()  # nor shall the beats tell it of them
+        holder._fleet._passing._waiting.clear()  # nor shall the beats tell it of them
         quick.set()  # four slots become free, none of them the holder's or the watcher's
         for one in waiting:
             await seen.wait("try", job=one["_id"], outcome="success", timeout=15)

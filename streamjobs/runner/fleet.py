@@ -1,4 +1,4 @@
-"""The fleet: which runners there are, what this one is to notice of their jobs, and what goes to another.
+"""The fleet: which runners there are, and what this one is to notice of their jobs.
 
 A runner acts at once on what it holds, looks after what it watches, and leaves the rest to others for a moment. It
 goes on listening to a slot that it has lost until everybody must know, so that no slot is nobody's meanwhile.
@@ -10,24 +10,23 @@ import asyncio
 import heapq
 import itertools
 import random
-import secrets
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pymongo
 from bson.errors import BSONError
-from pymongo import UpdateOne
 from pymongo.errors import PyMongoError
 
-from streamjobs import events, transitions
+from streamjobs import events
 from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
-from streamjobs.job import RUNNABLE, id_key
+from streamjobs.job import RUNNABLE, date_ms, id_key
 from streamjobs.runner.backlog import LIMIT, Backlog, Candidate
 from streamjobs.runner.lease import Trust, listens, member_of, record_id, whole
 from streamjobs.runner.neighbours import Listening, Reading, Taking
 from streamjobs.runner.outage import Outage
+from streamjobs.runner.passing import Passing
 from streamjobs.runner.slots import ALL, Member, Share, groups, shares, slot_of
 from streamjobs.runner.store import Store, candidate_of
 from streamjobs.runner.tasks import going
@@ -37,13 +36,10 @@ from streamjobs.settings import Settings
 WATCH = 0.05
 #: The same for a runner that read of it, or put it back, and whose slot it is not.
 ASIDE = 0.25
-#: Seconds that a full holder waits for a slot before it passes a job on.
-PASS = 0.01
-_STILL = 0.05  # seconds until it looks again whether a claim under way has filled it
 _TOGETHER = 0.025  # looks that are due within this of each other are one read
 _AHEAD = 5.0  # seconds beyond the period for which looks are planned
 _ASK, _ASK_MOST = 0.05, 5.0  # seconds between due queries for want of work: while they find some, and none
-_READ, _READ_MOST = 1.0, 10.0  # seconds between reads of the records while full: somebody is free, and nobody
+_AGAIN = 1.0  # seconds after an error
 _EACH = 0.005  # seconds for each runner over which a fleet spreads its reads of the records
 _MANY = 1_000
 
@@ -68,6 +64,7 @@ class Fleet:
         self._trust = trust
         self._horizon = settings.period + _AHEAD
         self._grace = settings.beat + settings.margin
+        self._renewed_ms = (settings.lease - 2 * settings.beat) * 1000  # what a lease has left, if it is
         self._listens = settings.poll is None
         self._outage = outage
         self._me = me
@@ -85,20 +82,17 @@ class Fleet:
         self._shift = asyncio.Event()
         self._looks: list[tuple[float, int, Any]] = []
         self._planned: dict[Any, float] = {}
-        self._skipped = self._over = False
+        self._skipped = False
+        self._late: deque[Any] = deque(maxlen=_MANY)  # what a look was due at while this runner was full
         self._sequence = itertools.count()
-        self._waiting: deque[tuple[float, Candidate]] = deque()
-        self._room: dict[str, frozenset[str]] = {}  # runners with a free slot, as their records lately said
-        self._stale = 0.0
-        self._reading = (0.0, _READ)  # not before, and the pause after
         self._asked: dict[str, tuple[float, float]] = {}
-        self._passing: list[tuple[Candidate, str]] = []
         self._work = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
+        self._passing = Passing(store, backlog, clock, free, who, self._work.set)
 
     def join(self, stream: Listening, waker: Taking, sweeper: Reading) -> None:
         """Come to know the other roles."""
         self._stream, self._waker, self._sweeper = stream, waker, sweeper
+        self._passing.join(sweeper)
 
     @property
     def deaf(self) -> bool:
@@ -120,18 +114,20 @@ class Fleet:
         now, judge = self._clock.now_ms(), self._trust.may_fence()
         gone = {record_id(owner) for owner in self._gone}  # no owner comes back
         live = [one for one in records if listens(one, now, judge) and str(one["_id"]) not in gone]
-        self._room = {
-            one.owner: one.kinds
-            for one, record in ((member_of(record), record) for record in live)
-            if whole(record.get("free")) > 0 and one.owner != self._trust.owner
-        }
-        self._stale = boot() + _READ
         members = [member_of(record) for record in live]
         self._live = frozenset(one.owner for one in members)
         self._take(shares(self._me(), members))
-        if self._room:
-            self._reading = (self._reading[0], _READ)
-        self._check()
+        # to one that has died since, a job would be passed in vain: its record is no longer renewed
+        since = now + self._renewed_ms
+        free = [
+            one
+            for one, record in zip(members, live, strict=True)
+            if whole(record.get("free")) > 0 and (date_ms(record.get("ends")) or 0) >= since
+        ]
+        self._passing.seen({one.owner: one.kinds for one in free if one.owner != self._trust.owner})
+        if self._passing.room:
+            while self._late:
+                self.watch(self._late.popleft(), 0.0)
 
     def heard(self) -> dict[str, frozenset[int] | None]:
         """The slots that the stream is to tell of, by kind; None for all. What it says is then the filter."""
@@ -251,22 +247,24 @@ class Fleet:
         try:
             await self._run()
         finally:
-            self._over = True
-            self._waiting.clear()
+            self._passing.over()
 
     async def _run(self) -> None:
         while going():
             self._work.clear()
             try:
                 with pymongo.timeout(COMMAND_TIMEOUT):
-                    await self._pass_on()
+                    for one in await self._passing.write():
+                        self.watch(one.id, ASIDE)  # it may have been passed to one that has died
                     await self._look()
             except (PyMongoError, BSONError) as error:
                 self._outage.failed("fleet", error)
-                await asyncio.sleep(_READ)  # the fallback bounds it
+                await asyncio.sleep(_AGAIN)  # the fallback bounds it
                 continue
             self._outage.over("fleet")
             wait = max(self._looks[0][0] - boot(), _TOGETHER) if self._looks else 86_400.0  # woken for any
+            if self._late:
+                wait = min(wait, max(self._passing.pause, _TOGETHER))
             timer = asyncio.get_running_loop().call_later(wait, self._work.set)
             try:
                 await self._work.wait()
@@ -280,33 +278,36 @@ class Fleet:
             _, _, id_ = heapq.heappop(self._looks)
             self._planned.pop(id_key(id_), None)
             ids.append(id_)
-        if not ids or self._free() <= 0:
-            self._skipped = self._skipped or bool(ids)
-            return  # whoever gets a free slot asks what is due
+        full = self._free() <= 0
+        if full and not self._passing.room:
+            self._late.extend(ids)
+            if self._late:
+                self._skipped = True  # whoever gets a free slot asks what is due
+                self._passing.ask()
+            return
+        if not full:
+            self._late.clear()
+        if not ids:
+            return
         try:
             rows = await self._store.rows(ids)
         except PyMongoError:
             for id_ in ids:
-                self.watch(id_, _READ)
+                self.watch(id_, _AGAIN)
             raise
         for row in rows:
             candidate = candidate_of(row, "look")
             if candidate is not None and candidate.status in RUNNABLE:
                 self._waker.offer(candidate)
+                if full:  # its holder is dead, or full as well
+                    self.holding(candidate)
 
     # ---- what this runner can't take, and what it could take more
 
     def holding(self, candidate: Candidate) -> None:
-        """This runner holds the slot of a job that is due: pass it on unless it is taken soon."""
-        if (
-            len(self._waiting) < _MANY
-            and not self._over
-            and self.shared(candidate.kind)
-            and candidate.runat <= self._clock.now_ms()
-        ):
-            self._waiting.append((boot() + PASS, candidate))
-            if self._timer is None:
-                self._timer = asyncio.get_running_loop().call_later(PASS, self._check)
+        """It is for this runner to see to it that a job that is due is claimed: pass it on unless it is taken soon."""
+        if self.shared(candidate.kind):
+            self._passing.add(candidate)
 
     def due(self, found: Sequence[Candidate]) -> None:
         """These have fallen due, or were read by themselves: those of this runner's slots it may have to pass on."""
@@ -334,67 +335,3 @@ class Fleet:
         if now - before >= pause:
             self._asked[kind] = (now, min(2 * pause, _ASK_MOST))
             self._waker.restart(kind)
-
-    def _check(self) -> None:
-        """Choose runners for what waits, one job each; have the records read if none is known to be free."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._free() > 0:  # a claim under way may fill it yet
-            self._waiting = deque(entry for entry in self._waiting if self._backlog.holds(entry[1]))
-            self._check_in(_STILL)
-            return
-        now, left = boot(), list[tuple[float, Candidate]]()
-        room = self._room if now < self._stale else {}
-        while self._waiting and self._waiting[0][0] <= now:
-            at, candidate = self._waiting.popleft()
-            if not self._backlog.holds(candidate):
-                continue
-            to = [owner for owner, kinds in room.items() if candidate.kind in kinds]
-            if to:
-                chosen = random.choice(to)  # noqa: S311 - only to spread
-                del room[chosen]
-                self._passing.append((candidate, chosen))
-                self._work.set()
-            else:
-                left.append((at, candidate))
-                if not room:
-                    break
-        self._waiting.extendleft(reversed(left))
-        if left:
-            self._read_again(now)
-        else:
-            self._check_in(PASS)
-
-    def _check_in(self, seconds: float) -> None:
-        if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
-
-    def _read_again(self, now: float) -> None:
-        after, pause = self._reading
-        if now >= after:
-            self._reading = (now + pause, min(2 * pause, _READ_MOST))
-            self._sweeper.wake()
-        self._timer = asyncio.get_running_loop().call_later(max(PASS, self._reading[0] - now), self._check)
-
-    async def _pass_on(self) -> None:
-        passing, self._passing, began = self._passing, [], boot()
-        if not passing:
-            return
-        by = self._trust.owner
-        writes: list[Any] = []
-        for one, to in passing:
-            writes.append(UpdateOne(*transitions.pass_on(one.id, by, to, secrets.randbits(31))))
-        try:
-            told = (await self._store.jobs.bulk_write(writes, ordered=False)).matched_count
-        except PyMongoError:
-            self._waiting.extendleft((began, one) for one, _ in reversed(passing))
-            self._read_again(began)
-            raise
-        if told == len(
-            passing
-        ):  # else somebody has one, or was told of it before and may be gone: it stays ours too
-            self._backlog.drop({one.name for one, _ in passing}, began)
-        if events.wanted("debug"):
-            for one, to in passing:
-                events.emit("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)
