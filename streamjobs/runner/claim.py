@@ -345,7 +345,7 @@ class Claimer:
         looked_at = {one.name for one in missed}
         for row in await self._store.rows([one.id for one in [*missed, *ahead]]):
             name = id_key(row["_id"])
-            if row.get("token") == token:
+            if row.get("token") == token and name in looked_at:
                 ours.add(name)
             if row.get("status") not in RUNNABLE and isinstance(row.get("status"), int):
                 continue
