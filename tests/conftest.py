@@ -25,7 +25,9 @@ from tests.proxy import Proxy
 from tests.proxy.driver import Driver
 
 #: Modules whose asserts shall tell what they compared, as those of a test file do.
-pytest.register_assert_rewrite("tests.candidates", "tests.doctored", "tests.transition_model")
+pytest.register_assert_rewrite(
+    "tests.candidates", "tests.doctored", "tests.supervised", "tests.transition_model"
+)
 
 TEST_URI = os.environ.get("STREAMJOBS_TEST_URI")
 _WORN = 10.0  # seconds of use after which a server is not handed on to the next file
@@ -37,7 +39,7 @@ BUSY = ("test_chaos.py", "test_mutations.py", "test_processes.py", "test_slots.p
 #: Others that take long, mostly by waiting, the longest first.
 LONG = (
     "test_promise_lateness.py", "test_promise_nothing_lost.py", "test_promise_elections.py", "test_supervise.py",
-    "test_cli.py", "test_running.py", "test_stop.py",
+    "test_supervise_signals.py", "test_cli.py", "test_running.py", "test_stop.py",
 )  # fmt: skip
 
 

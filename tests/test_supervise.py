@@ -2,95 +2,24 @@
 
 import json
 import os
-import queue
 import signal
-import threading
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from streamjobs import events
-from streamjobs.cli import log, supervise
-from streamjobs.cli.processes import caught
-from streamjobs.cli.supervise import Plan, Supervisor, resident
-from tests.command import Place, processes, wait_gone
+from streamjobs.cli import supervise
+from streamjobs.cli.supervise import Supervisor, resident
+from tests.supervised import fleet, fleet_place, nothing_left, plan, put
 
 SCHEMA = Draft202012Validator(events.schema())
-QUICK = ("--interval", "3", "--lease", "3", "--beat", "0.5", "--margin", "0.5")
-FLEET = """
-import asyncio, os, signal
-from pathlib import Path
-from app import jobs
-
-flag = Path(__file__).with_name("flag")
-if flag.exists():
-    raise RuntimeError("the flag is up")
-kept = []
-
-@jobs.handler("short", retries=9)
-async def short(job):
-    await asyncio.sleep(0.05)
-
-@jobs.handler("die", retries=2)
-async def die(job):
-    if job.data.get("flag"):
-        flag.touch()
-    if job.number == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-@jobs.handler("grow")
-async def grow(job):
-    kept.append(bytearray(os.urandom(1000) * (job.data["mb"] * 1000)))
-
-@jobs.handler("chatter")
-def chatter(job):
-    for _ in range(200):
-        job.log.info("chatter", text="x" * 3000)
-
-@jobs.handler("frozen", retries=3)
-def frozen(job):
-    job.log.info("begun")
-    os.kill(os.getpid(), signal.SIGSTOP)
-"""
 
 
 @pytest.fixture
 def here(tmp_path, uri, namespace):
-    (tmp_path / "fleet.py").write_text(FLEET)
-    with Place(tmp_path, uri, namespace) as place:
+    with fleet_place(tmp_path, uri, namespace) as place:
         yield place
-
-
-def fleet(here, *options, processes=2):
-    one = here.run(
-        "--processes", str(processes), "--name", "fleet", *QUICK, *options, target="fleet:jobs"
-    )  # fmt: skip
-    one.events("runner.started", count=processes)
-    return one
-
-
-def put(raw, here, kind, count=1, **data):
-    document = here.put(kind, json.dumps(data), "--app", "fleet:jobs", "--in", "1h")
-    raw.delete_one({"_id": document.pop("_id")})
-    many = [{**document, "runat": datetime(1, 1, 1, tzinfo=UTC)} for _ in range(count)]
-    return raw.insert_many(many).inserted_ids
-
-
-def nothing_left(one):
-    assert one.process.poll() is not None
-    for line in one.err:
-        if '"event": "process.started"' in line:
-            wait_gone(json.loads(line)["pid"])
-
-
-def stopped_in(one):
-    """Seconds from the first signal to the supervisor's last event."""
-    (began,), (ended,) = one.events("supervisor.stopping"), one.events("supervisor.stopped")
-    return (
-        datetime.fromisoformat(ended["timestamp"]) - datetime.fromisoformat(began["timestamp"])
-    ).total_seconds()
 
 
 def test_processes_share_the_work_and_stop_in_order(here, raw):
@@ -179,18 +108,6 @@ def test_a_process_that_cannot_start_ends_it(here, target, options, told):
     assert "before its runner had started" in failed[0]["reason"]
 
 
-def plan(here, **more):
-    return Plan(
-        **{
-            "name": "fleet", "target": "fleet:jobs", "processes": 2, "stop_deadline": 5.0, "form": log.Form.JSON,
-            "options": QUICK, "environment": {
-                "STREAMJOBS_URI": here._place["uri"], "STREAMJOBS_COLLECTION": here._place["collection"],
-            },
-            **more,
-        }
-    )  # fmt: skip
-
-
 def test_it_gives_up_when_none_runs_and_none_can_start(here, raw, monkeypatch, seen):
     monkeypatch.chdir(here.folder)
     monkeypatch.setattr(supervise, "_DELAYS", (0.01,))
@@ -248,83 +165,6 @@ def test_recycling_needs_processes(here):
         assert "give --processes" in done.stderr
     here.call("run", "app:jobs", "--processes", "0", code=2)
     assert "lease" in here.call("run", "app:jobs", "--processes", "2", "--lease", "1", code=2).stderr
-
-
-# ---- signals
-
-
-def test_a_signal_while_processes_start_stops_all(here):
-    one = here.run("--processes", "2", "--name", "fleet")
-    one.events("process.started")
-    one.signal(signal.SIGTERM)
-    assert one.wait() == 0
-    nothing_left(one)
-
-
-def test_a_signal_that_another_thread_was_given_is_noted_while_the_main_thread_waits():
-    """Python would call a handler in the main thread, whose wait such a signal does not end."""
-    noted, waiting = queue.SimpleQueue(), queue.SimpleQueue()
-
-    def take():
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR1})
-        waiting.get()  # goes on when the main thread lets go of the interpreter: in its wait
-        os.kill(os.getpid(), signal.SIGUSR1)
-
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
-    try:
-        with caught((signal.SIGUSR1,), noted.put):
-            other = threading.Thread(target=take)
-            other.start()
-            waiting.put(None)
-            assert noted.get(timeout=20) == signal.SIGUSR1
-            other.join()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert not [thread for thread in threading.enumerate() if thread.name == "signals"]
-
-
-def test_a_second_signal_cancels_the_handlers(here, raw):
-    one = fleet(here)
-    (id_,) = put(raw, here, "long")
-    one.events("begun")
-    one.signal(signal.SIGTERM)
-    one.events("runner.stopping", count=2)
-    one.signal(signal.SIGINT)
-    one.events("handler.cancelled")
-    assert one.wait() == 0
-    job = raw.find_one({"_id": id_})
-    assert (job["status"], job["tries"][0]["outcome"]) == (1, "interrupted")
-
-
-def test_a_third_signal_ends_all(here, raw):
-    one = fleet(here)
-    put(raw, here, "frozen")
-    one.events("begun")
-    one.signal(signal.SIGTERM)
-    one.events("supervisor.stopping")
-    one.signal(signal.SIGTERM)
-    one.signal(signal.SIGINT)  # two of one sort might be delivered as one
-    assert one.wait() in {128 + signal.SIGINT, 128 + signal.SIGTERM}
-    nothing_left(one)
-
-
-@pytest.mark.parametrize(("kind", "code"), [("stuck", 1), ("frozen", 128 + signal.SIGKILL)])
-def test_stop_is_over_within_its_deadline_and_a_second(here, raw, kind, code):
-    one = fleet(here, "--stop-deadline", "1")
-    put(raw, here, kind)
-    one.events("begun")
-    one.signal(signal.SIGTERM)
-    assert one.wait() == code  # the worst of both
-    assert 1 <= stopped_in(one) <= 2
-    nothing_left(one)
-
-
-def test_a_supervisor_that_is_killed_takes_its_processes_along(here):
-    one = fleet(here)
-    assert len(processes(here._place["collection"])) == 3
-    one.process.kill()
-    one.wait()
-    nothing_left(one)
 
 
 # ---- recycling
