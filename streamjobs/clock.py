@@ -82,8 +82,13 @@ class ServerClock:
         return self._server_ms + (boot() - self._at) * 1000
 
     def at_ms(self, boot_time: float) -> float:
-        """The server's date at a moment of the boot clock, in milliseconds since 1970 UTC."""
-        return self.now_ms() - (boot() - boot_time) * 1000
+        """The server's date at a moment of the boot clock, in milliseconds since 1970 UTC.
+
+        By one sample the same whenever it is asked for, so that tries that began together are written alike.
+        """
+        if self._server_ms is None:
+            return (wall() - boot() + boot_time) * 1000
+        return self._server_ms + (boot_time - self._at) * 1000
 
     def offset_ms(self) -> float:
         """The server's date minus this host's, in milliseconds: how wrong the host's clock is."""

@@ -35,6 +35,14 @@ def times(monkeypatch):
     return Times(monkeypatch)
 
 
+def test_a_moment_has_one_date_by_one_sample_however_long_the_asking_takes(monkeypatch):
+    """Guard: ``at_ms`` asks no clock. Tries that began together would else be written one by one, now and then."""
+    one, ticks = ServerClock(), iter(range(1_000))
+    one.observe(10.0, 10.0, 5_000.0)
+    monkeypatch.setattr(clock, "boot", lambda: 20.0 + next(ticks))
+    assert {one.at_ms(12.5) for _ in range(10)} == {7_500.0}
+
+
 _spans = st.floats(0, 50, allow_nan=False)
 
 
