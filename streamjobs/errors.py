@@ -10,6 +10,7 @@
     ├── StreamRefused                   the server does not give a change stream
     ├── PutUnknown                      a put without an answer: it carries the jobs, put them again
     ├── JobError
+    │   ├── IdTaken                     a put with an id that another job has; the jobs that were not put
     │   ├── JobNotFound
     │   ├── JobState                    the job's status does not allow it
     │   ├── BadData                     a job's data does not fit its handler's parameters
@@ -119,6 +120,21 @@ class PutUnknown(StreamJobsError):  # noqa: N818
 
 class JobError(StreamJobsError):
     """Something about one job."""
+
+
+class IdTaken(JobError):  # noqa: N818
+    """Another job, of another kind or with other data, has this ``_id``: nothing of it was changed.
+
+    :attr:`jobs` are those that were not put for that; all others of the call are stored.
+    """
+
+    def __init__(self, jobs: Sequence[Job], asked: int) -> None:
+        others = f"; the other {asked - len(jobs)} of the call are stored" if asked > len(jobs) else ""
+        super().__init__(
+            f"another job has _id {shown(jobs[0].id)}, with another kind or other data: {len(jobs)} job(s) not put, in "
+            f"this error's .jobs{others}; give each job an id of its own, or leave id out"
+        )
+        self.jobs = list(jobs)
 
 
 class JobNotFound(JobError):  # noqa: N818

@@ -7,42 +7,26 @@ drives it with pymongo's async collection, :func:`perform_sync` with the synchro
 from __future__ import annotations
 
 import inspect
-import itertools
 import secrets
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
 
 from bson.datetime_ms import DatetimeMS
-from bson.int64 import Int64
-from bson.objectid import ObjectId
-from bson.raw_bson import RawBSONDocument
 from pymongo import IndexModel
 from pymongo.errors import (
-    BulkWriteError,
-    DuplicateKeyError,
     PyMongoError,
-    ServerSelectionTimeoutError,
-    WriteConcernError,
 )
-from pymongo.read_concern import ReadConcern
 
 from streamjobs import events, transitions
-from streamjobs.check import check_fields, check_id, check_job, encoded, mapping
-from streamjobs.clock import ServerClock, boot, wall
-from streamjobs.errors import BadArgument, JobNotFound, JobState, PutUnknown
+from streamjobs.check import check_id
+from streamjobs.clock import ServerClock, boot
+from streamjobs.errors import BadArgument, JobNotFound, JobState
 from streamjobs.indexes import Index, missing
-from streamjobs.job import ASAP, RUNNABLE, Job, Status, check_kind, date_ms, id_key, problem_of
+from streamjobs.job import RUNNABLE, Job, Status, check_kind, date_ms, problem_of
 
 Call = Callable[[Any], Any]
 T = TypeVar("T")
 Operation = Generator[Call, Any, T]
-
-_LOOK = 10_000  # ids that are looked up at once
-_KINDS = 100  # named in one event
-
-#: Jobs that one call puts at most.
-MAX_JOBS = 100_000
 
 #: Names this process as the writer of put-backs that no runner made.
 OUTSIDE = "outside"
@@ -74,121 +58,6 @@ def perform_sync(operation: Operation[T], collection: Any) -> T:
         else:
             call = _send(operation, result)
     return cast("T", call.value)
-
-
-def draft(
-    kind: str,
-    data: Mapping[str, Any] | None,
-    *,
-    delay: float | None = None,
-    at: datetime | None = None,
-    retries: int = 0,
-    retry_interval: float = 0.0,
-    id_: ObjectId | None = None,
-) -> Job:
-    """A checked job that has not been put."""
-    if at is not None and (not isinstance(cast("Any", at), datetime) or at.tzinfo is None):
-        raise BadArgument(
-            "at", at, "give an aware datetime, for example datetime.now(UTC) + timedelta(hours=1)"
-        )
-    if id_ is not None and not isinstance(cast("Any", id_), ObjectId):
-        raise BadArgument("id", id_, "give a bson.ObjectId")
-    job = Job(
-        id_ or ObjectId(),
-        check_kind(kind),
-        {} if data is None else dict(mapping("data", data)),
-        created=datetime.fromtimestamp(wall(), UTC),
-        runat=ASAP if at is None else _utc(at),
-        retries=int(retries) if isinstance(cast("Any", retries), Int64) else retries,
-        retryinterval=round(retry_interval * 1_000_000_000),
-    )
-    job.estimated = True  # put sets created by the server's clock
-    job.delay = delay
-    return check_job(job)
-
-
-def many(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs of a call of put_many, which checks them; of a source without an end no more is taken than a call may have."""
-    if isinstance(jobs, (str, bytes, Mapping)) or not isinstance(cast("Any", jobs), Iterable):
-        raise BadArgument("jobs", cast("Any", jobs), "give Jobs, made by queue.job(...)")
-    some = list(itertools.islice(jobs, MAX_JOBS + 1))
-    if len(some) > MAX_JOBS:
-        raise BadArgument("jobs", f"over {MAX_JOBS}", f"put at most {MAX_JOBS} in a call: put them in slices")
-    for job in some:
-        if not isinstance(cast("Any", job), Job):
-            raise BadArgument("jobs", job, "give Jobs, made by queue.job(...)")
-    return some
-
-
-def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list[Job]]:
-    """Insert jobs in one call; one that is there already, from a put without an answer, is left alone."""
-    if not jobs:
-        return []
-    began = boot()
-    stale = clock.stale
-    for job in jobs:  # all of them, before anything is sent
-        (check_job if stale else check_fields)(job)
-    error = None if clock.known else (yield from learn(clock))  # pays for connecting, so it is a poor sample
-    if stale and error is None:
-        error = yield from learn(clock)
-    if isinstance(error, ServerSelectionTimeoutError):  # the insert would wait as long again
-        raise error if session is not None else PutUnknown(jobs, error) from error
-    undated = _date(jobs, clock)
-    try:
-        # as it was checked, and not encoded once more by the driver
-        documents = [RawBSONDocument(encoded(job)) for job in jobs]
-    except BadArgument:
-        for job, created, runat in undated:  # nothing is sent: they are as they were
-            job.created, job.runat, job.estimated = created, runat, True
-        raise
-    try:
-        yield from _insert(documents, [job.id for job in jobs], session)
-    except PyMongoError as error:
-        if session is not None or not _unanswered(error):
-            raise
-        raise PutUnknown(jobs, error) from error
-    if events.wanted("info"):
-        events.emit(
-            "job.put",
-            count=len(jobs),
-            kinds=sorted({job.kind for job in jobs})[:_KINDS],
-            job=jobs[0].id if len(jobs) == 1 else None,
-            took_ms=(boot() - began) * 1000,
-        )
-    return list(jobs)
-
-
-def _insert(documents: list[RawBSONDocument], given: list[Any], session: Any) -> Operation[None]:
-    """Insert; documents that are there already must be there by a majority, as the others will be."""
-    try:
-        if len(documents) == 1:
-            yield lambda collection: collection.insert_one(documents[0], session=session)
-        else:
-            yield lambda collection: collection.insert_many(documents, ordered=False, session=session)
-    except DuplicateKeyError as error:
-        if session is not None or not _same_id(error.details):
-            raise
-    except BulkWriteError as error:
-        if session is not None or not _all_there(error):
-            raise
-        if error.details.get("writeConcernErrors"):
-            raise WriteConcernError("written, but perhaps not by a majority") from error
-    else:
-        return
-    # the driver does not say whether a majority has the earlier write: ask
-    ids = list({id_key(id_): id_ for id_ in given}.values())
-    for start in range(0, len(ids), _LOOK):
-        some = ids[start : start + _LOOK]
-        there = yield _majority_count(some)
-        if there != len(some):
-            raise WriteConcernError("written before, but not yet by a majority")
-
-
-def _majority_count(ids: list[Any]) -> Call:
-    sure = ReadConcern("majority")
-    return lambda collection: collection.with_options(read_concern=sure).count_documents(
-        {"_id": {"$in": ids}}
-    )
 
 
 def learn(clock: ServerClock) -> Operation[PyMongoError | None]:
@@ -328,57 +197,6 @@ def _throw(operation: Operation[Any], error: BaseException) -> Any:
         return operation.throw(error)
     except StopIteration as done:
         return _Done(done.value)
-
-
-def _date(jobs: Iterable[Job], clock: ServerClock) -> list[tuple[Job, Any, Any]]:
-    """Date jobs by the server's clock; those that were, with their dates before."""
-    dated: list[tuple[Job, Any, Any]] = []
-    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
-    created = _cut(now)
-    for job in jobs:
-        if job.estimated:  # a job that is put again keeps its dates
-            dated.append((job, job.created, job.runat))
-            job.created = created
-            job.estimated = False
-            if job.delay is not None:
-                job.runat = _cut(now + timedelta(seconds=job.delay))
-    return dated
-
-
-def _utc(at: datetime) -> datetime:
-    try:
-        return _cut(at.astimezone(UTC))
-    except OverflowError:
-        raise BadArgument("at", at, "give a date that lies in the years 1 to 9999 in UTC") from None
-
-
-def _cut(moment: datetime) -> datetime:
-    # to the millisecond that BSON keeps, so that the job in hand equals the one read back
-    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
-
-
-def _same_id(details: Any) -> bool:
-    told: dict[str, Any] = details or {}
-    pattern: dict[str, Any] = told.get("keyPattern", {"_id": 1})
-    return list(pattern) == ["_id"]
-
-
-def _all_there(error: BulkWriteError) -> bool:
-    details: Any = error.details
-    wrong: list[Any] = details.get("writeErrors", [])
-    return all(e.get("code") == 11000 and _same_id(e) for e in wrong)
-
-
-def _unanswered(error: PyMongoError) -> bool:
-    """Whether the write may have happened all the same."""
-    return (
-        error.timeout
-        or error.has_error_label("RetryableWriteError")
-        or any(
-            kind.__name__ in {"ConnectionFailure", "WriteConcernError", "WTimeoutError"}
-            for kind in type(error).__mro__
-        )
-    )
 
 
 def _status(status: str | int) -> Status | int:

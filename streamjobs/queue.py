@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar, Unpack
 from bson.objectid import ObjectId
 from pymongo.asynchronous.client_session import AsyncClientSession
 
-from streamjobs import local, operations
+from streamjobs import local, operations, putting
 from streamjobs.check import check_job, mapping, seconds
 from streamjobs.clients import AnyCollection, ClientFactory, Source, check_session
 from streamjobs.clock import ServerClock
@@ -130,11 +130,12 @@ class Queue:
             at: an aware datetime before which it must not run.
             retries: attempts in all; where left out, the handler's, if this queue knows it, or 0 (one).
             retry_interval: seconds between a failed try and the next; likewise.
-            id: its ``_id``; where left out, a fresh ObjectId.
+            id: its ``_id``; where left out, a fresh ObjectId. The same job put again with it is left as it is.
             session: a session of the collection's client: the job is put when its transaction commits.
 
         Raises:
             BadArgument: an argument can't work; nothing was sent.
+            IdTaken: the id is that of another job, of another kind or with other data.
             PutUnknown: no answer came; put the job that it carries again.
             LeaseLost: called in a handler whose try has lost its job.
 
@@ -148,9 +149,9 @@ class Queue:
         """Put many jobs, made by :meth:`job`, in one call; errors as :meth:`put`'s.
 
         At most 100,000 (the driver sends them in messages of up to 48 MB). All are checked before any is
-        sent. After PutUnknown, put all that it carries again.
+        sent. After PutUnknown, put all that it carries again; IdTaken names those that were not put, alone.
         """
-        return await self._put(operations.many(jobs), session)
+        return await self._put(putting.many(jobs), session)
 
     def job(
         self,
@@ -305,7 +306,7 @@ class Queue:
         check_lease()
         collection = self._source.asynchronous()
         check_session(session, collection)
-        done = await perform(operations.put(jobs, self._clock, session), collection)
+        done = await perform(putting.put(jobs, self._clock, session), collection)
         if session is None:
             local.tell(self._source.namespace, done)
         return done
@@ -329,7 +330,7 @@ class Queue:
             raise BadArgument("delay", delay, "give delay or at, not both")
         if wait is None:
             wait = 0.0 if handler is None else handler.retry_interval
-        return operations.draft(
+        return putting.draft(
             kind,
             data,
             delay=None if delay is None else seconds("delay", delay),

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from bson.objectid import ObjectId
 from pymongo.client_session import ClientSession
 
-from streamjobs import local, operations
+from streamjobs import local, operations, putting
 from streamjobs.clients import Source, check_session
 from streamjobs.clock import ServerClock
 from streamjobs.context import check_lease
@@ -52,7 +52,7 @@ class SyncQueue:
 
     def put_many(self, jobs: Iterable[Job], *, session: ClientSession | None = None) -> Jobs:
         """Put many jobs in one call; see :meth:`streamjobs.Queue.put_many`."""
-        return self._put(operations.many(jobs), session)
+        return self._put(putting.many(jobs), session)
 
     @property
     def namespace(self) -> str:
@@ -102,7 +102,7 @@ class SyncQueue:
         check_lease()
         collection = self._source.synchronous()
         check_session(session, collection)
-        done = perform_sync(operations.put(jobs, self._clock, session), collection)
+        done = perform_sync(putting.put(jobs, self._clock, session), collection)
         if session is None:
             local.tell(self._source.namespace, done)
         return done

@@ -7,7 +7,7 @@ from typing import Any
 
 from pymongo.write_concern import WriteConcern
 
-from streamjobs import clients, operations, transitions
+from streamjobs import clients, putting, transitions
 from streamjobs.runner import takeback
 from streamjobs.runner.lease import Trust
 from streamjobs.runner.wake import Waker
@@ -145,4 +145,4 @@ def _majority() -> None:
 
 @_named("repeated put refused")
 def _repeated() -> None:
-    operations._same_id = lambda _details: False
+    putting._same_id = lambda _details: False

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from streamjobs import clients, operations, transitions
+from streamjobs import clients, putting, transitions
 from streamjobs.job import Job
 from streamjobs.runner.lease import fence, record_id
 from tests.fleet import Scene
@@ -175,7 +175,7 @@ CASES = {
     "own orphans not looked for": Case(orphan, frozenset({"orphan"}), 8.0),
     "fence at any time": Case(fast, frozenset({"taken from a living holder"})),
     "take-back uncharged": Case(charge, frozenset({"status and tries differ"})),
-    "repeated put refused": Case(again, frozenset({"put refused"}), here=(operations, "_same_id")),
+    "repeated put refused": Case(again, frozenset({"put refused"}), here=(putting, "_same_id")),
 }
 
 

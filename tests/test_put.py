@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 from typing import Any
 
 import bson
 import pytest
 from bson import DatetimeMS, Int64, ObjectId
-from pymongo.errors import PyMongoError
+from bson.raw_bson import RawBSONDocument
+from pymongo.errors import OperationFailure, PyMongoError
 
-from streamjobs import ASAP, BadArgument, Job, PutUnknown, Queue, clock, job, operations
+from streamjobs import ASAP, BadArgument, IdTaken, Job, PutUnknown, Queue, clock, job, putting
 from streamjobs.clock import boot
 from streamjobs.job import CODEC
 from tests.bad_values import VALUES
@@ -21,11 +22,17 @@ NINE = ["_id", "status", "tries", "created", "runat", "data", "retries", "retryi
 NOWHERE = "mongodb://127.0.0.1:1/"
 
 
+class NoOffset(tzinfo):
+    """A zone that does not know where it lies: the datetime is as naive as without one."""
+
+    def utcoffset(self, _when): ...
+
+
 @pytest.fixture(params=[-300, 0, 300], ids=lambda shift: f"host {shift:+} s")
 def shifted(request, monkeypatch):
     """The host's clock is wrong by so much."""
     real = clock.wall
-    for module in (clock, job, operations):
+    for module in (clock, job, putting):
         monkeypatch.setattr(module, "wall", lambda: real() + request.param)
 
 
@@ -114,6 +121,7 @@ async def test_at_is_a_moment_in_any_zone_cut_to_milliseconds(at, queue, raw):
         ("data", {"data": {"a": {1, 2}}}),
         ("data", {"data": {"a": [{"b": VALUES["bad RawBSONDocument"]}]}}),
         ("at", {"at": datetime(2026, 1, 1)}),  # noqa: DTZ001 - what is refused
+        ("at", {"at": datetime(2026, 1, 1, tzinfo=NoOffset())}),
         ("at", {"at": "tomorrow"}),
         ("at", {"at": datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-5)))}),
         ("at", {"at": datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=5)))}),
@@ -156,12 +164,45 @@ async def test_a_handlers_options_are_puts_defaults(queue, raw):
     assert found == [(5, 30 * 10**9), (2, 30 * 10**9), (5, 10**6), (0, 0), (0, 0)]
 
 
-async def test_an_id_may_be_given_and_a_second_job_with_it_is_left_alone(queue, raw):
+async def test_the_same_job_with_an_id_of_its_own_is_put_once_also_when_it_has_run(queue, raw):
     id_ = ObjectId()
-    first = await queue.put("mail", {"n": 1}, id=id_)
-    await queue.put("mail", {"n": 2}, id=id_)
+    first = await queue.put("mail", {"n": 1, "deep": {"a": 1, "b": [1]}}, id=id_)
+    raw.update_one({"_id": id_}, {"$set": {"status": 4, "data": {"deep": {"b": [1], "a": 1}, "n": 1}}})
+    await queue.put("mail", {"n": 1, "deep": {"a": 1, "b": [1]}}, id=id_)
     assert first.id == id_
-    assert [one["data"] for one in raw.find()] == [{"n": 1}]
+    assert [(one["status"], one["data"]["n"]) for one in raw.find()] == [(4, 1)]
+
+
+@pytest.mark.parametrize("other", [("mail", {"n": 2}), ("post", {"n": 1}), ("mail", {"n": 1, "m": None})])
+async def test_an_id_that_another_job_has_is_refused_and_that_job_stays_as_it_is(other, queue, raw):
+    """Guard: ``_is_same``. A put that returned would else have stored nothing."""
+    kind, data = other
+    job = await queue.put("mail", {"n": 1})
+    before = raw.find_one({"_id": job.id})
+    with pytest.raises(IdTaken, match=r"another job has _id .*: 1 job\(s\) not put.*leave id out") as caught:
+        await queue.put(kind, data, id=job.id)
+    assert [one.data for one in caught.value.jobs] == [data]
+    await queue.put_many([])
+    many = [queue.job("mail", {"n": n}) for n in range(5)]
+    many[3].id = job.id
+    many[4].id = many[0].id  # within one call
+    with pytest.raises(IdTaken, match="the other 3 of the call are stored") as caught:
+        await queue.put_many(many)
+    assert caught.value.jobs == many[3:]
+    assert raw.find_one({"_id": job.id}) == before
+    assert raw.count_documents({}) == 4
+
+
+async def test_an_id_whose_job_has_become_something_else_is_refused(queue, raw):
+    one = await queue.put("mail", {"n": 1})
+    broken = RawBSONDocument(bson.encode({"n": "AA"}).replace(b"AA", b"\xff\xfe"))
+    for data in ("a text", None, broken):
+        try:
+            raw.update_one({"_id": one.id}, {"$set": {"data": data}})
+        except OperationFailure:
+            continue  # the Rust server refuses what mongod stores
+        with pytest.raises(IdTaken):
+            await queue.put(one)
 
 
 async def test_a_thousand_jobs_are_put_in_one_call_in_their_order(queue, raw, seen):

@@ -7,7 +7,7 @@ from pymongo import AsyncMongoClient
 from pymongo.errors import DuplicateKeyError
 from pymongo.write_concern import WriteConcern
 
-from streamjobs import BadArgument, ConfigError, Queue
+from streamjobs import BadArgument, ConfigError, PutUnknown, Queue
 
 
 async def test_a_put_in_a_transaction_is_there_after_the_commit_and_not_after_an_abort(
@@ -89,3 +89,18 @@ async def test_a_transaction_that_an_election_could_undo_is_refused(queue, mine,
         await own.put("mail", session=session)
         await session.commit_transaction()
     assert raw.count_documents({}) == 1
+
+
+async def test_a_session_without_a_transaction_leaves_a_put_repeatable(uri, namespace, raw, failpoint):
+    database, _, name = namespace.partition(".")
+    async with AsyncMongoClient(uri, appname="streamjobs/mine") as client, client.start_session() as session:
+        own = Queue(client[database][name], connect=uri)
+        await own.put("warm", session=session)
+        failpoint(
+            {"times": 1}, "streamjobs/mine", ["insert"], writeConcernError={"code": 64, "errmsg": "timed out"}
+        )
+        with pytest.raises(PutUnknown) as caught:
+            await own.put("mail", session=session)
+        for _ in range(2):
+            await own.put(caught.value.jobs[0], session=session)
+    assert raw.count_documents({"kind": "mail"}) == 1

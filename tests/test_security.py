@@ -27,7 +27,7 @@ from streamjobs import (
     clients,
     handler,
     job,
-    operations,
+    putting,
     transitions,
 )
 from streamjobs.cli import app, log, place
@@ -47,7 +47,7 @@ def test_the_caps_of_the_page_are_those_of_the_code(uri, namespace):
         "nesting of a value in it": job.MAX_DEPTH,
         "`kind`, a runner's name": 200,
         "an `_id` that is no ObjectId": check.MAX_ID,
-        "jobs in one `put_many`": operations.MAX_JOBS,
+        "jobs in one `put_many`": putting.MAX_JOBS,
         "jobs that `list` returns": 100_000,
         "a delay, a retry interval, a snooze": 100,
         "jobs that a runner holds (`concurrency`)": 10_000,
@@ -55,7 +55,7 @@ def test_the_caps_of_the_page_are_those_of_the_code(uri, namespace):
         "a traceback": transitions.MAX_TRACE,
         "tries in a document": transitions.MAX_TRIES,
         "an error's text in an event": 1_000,
-        "kinds named in the event of a put": operations._KINDS,
+        "kinds named in the event of a put": putting._KINDS,
     }
     assert {name: int(value.replace(",", "")) for name, value in caps.items()} == limits
     queue = Queue(uri, namespace)
@@ -81,7 +81,7 @@ def print_(job: Any) -> None: ...
 async def test_the_cap_of_put_many_is_kept_and_an_endless_source_is_not_read_to_its_end(
     queue, monkeypatch, raw
 ):
-    monkeypatch.setattr(operations, "MAX_JOBS", 50)
+    monkeypatch.setattr(putting, "MAX_JOBS", 50)
     taken = 0
 
     def endless():

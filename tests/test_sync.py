@@ -25,7 +25,7 @@ from streamjobs import (
     SyncQueue,
     clock,
     job,
-    operations,
+    putting,
 )
 from streamjobs.indexes import INDEXES
 
@@ -81,7 +81,7 @@ def test_a_put_job_comes_back_as_it_was_put(jobs, raw):
 @pytest.mark.parametrize("shift", [-300, 300])
 def test_created_and_delay_are_by_the_servers_clock_whatever_the_hosts_says(shift, jobs, raw, monkeypatch):
     real = clock.wall
-    for module in (clock, job, operations):
+    for module in (clock, job, putting):
         monkeypatch.setattr(module, "wall", lambda: real() + shift)
     before = server_now(raw)
     jobs.put("mail", delay=60)

@@ -345,7 +345,7 @@ def walking(raw, uri, namespace, monkeypatch):
     host = clock.wall
     for module in (takeback, lease):
         monkeypatch.setattr(module, "boot", lambda: Walk.fleet_now.boot_now())
-    for module in ("clock", "operations", "job"):
+    for module in ("clock", "putting", "job"):
         monkeypatch.setattr(f"streamjobs.{module}.wall", lambda: host() + Walk.wall_ahead)
 
     async def connect() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime, timedelta
 
 import bson
@@ -10,7 +11,8 @@ from bson.decimal128 import Decimal128
 from bson.raw_bson import RawBSONDocument
 from pymongo.errors import OperationFailure
 
-from streamjobs import clock
+from streamjobs import Queue, clock
+from tests.proxy import Hold
 from tests.test_wake import document
 
 BAD = {
@@ -79,6 +81,24 @@ async def test_a_status_that_a_shell_stored_as_a_double_is_a_status(queue, raw, 
     raw.insert_one(one := document(status=1.0, retries=2.0))
     async with queue.running("w"):
         await seen.wait("try", job=one["_id"], outcome="success")
+
+
+@pytest.mark.parametrize("status", [math.nan, math.inf, -math.inf, 1.5])
+async def test_a_status_that_is_no_whole_number_stops_nobody(status, proxied, namespace, raw, seen, queue):
+    """Guard: is_integer in candidate_of. Only a claim that misses its job meets one: no page or stream does."""
+    hold = Hold()
+    async with Queue(proxied.uri, namespace) as through:
+        through.handler("mail")(lambda job: None)
+        async with through.running("w"):
+            with proxied.fault(hold, commands=("findAndModify",), app="streamjobs/runner", times=1) as claim:
+                bad = await through.put("mail")
+                await claim.hit()
+                raw.update_one({"_id": bad.id}, {"$set": {"status": status}})
+                hold.release()
+                await seen.wait("job.unreadable", job=bad.id)
+            good = await through.put("mail")
+            await seen.wait("try", job=good.id, outcome="success")
+    assert len(seen.of("job.unreadable", job=bad.id)) == 1
 
 
 async def test_a_page_of_unreadable_documents_does_not_hide_the_jobs_behind_it(queue, raw, seen):

@@ -94,7 +94,7 @@ async def test_a_host_with_a_wrong_clock_neither_puts_nor_runs_early_or_late(
     real = clock.wall
     monkeypatch.setattr(clock, "wall", lambda: real() + minutes * 60)
     monkeypatch.setattr("streamjobs.job.wall", lambda: real() + minutes * 60)
-    monkeypatch.setattr("streamjobs.operations.wall", lambda: real() + minutes * 60)
+    monkeypatch.setattr("streamjobs.putting.wall", lambda: real() + minutes * 60)
     queue.handler("mail")(lambda job: None)
     async with queue.running("w"):
         asap, later = await queue.put("mail"), await queue.put("mail", delay=0.5)

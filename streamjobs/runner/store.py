@@ -128,6 +128,8 @@ def candidate_of(row: Mapping[str, Any], source: str) -> Candidate | None:
     runat, status, kind = date_ms(row.get("runat")), row.get("status"), row.get("kind")
     if runat is None or not isinstance(kind, str) or not isinstance(status, (int, float)) or "_id" not in row:
         return None
+    if isinstance(status, float) and not status.is_integer():  # NaN and the infinities among them
+        return None
     if isinstance(row["_id"], DBRef):
         return None  # in a list of ids some servers take it for a condition, and refuse all
     retries = row.get("retries")
