@@ -292,6 +292,21 @@ async def test_an_originals_rewrite_of_a_job_in_hand_is_its_own_event(queue, raw
     assert "unknown" in event["reason"]
 
 
+async def test_a_status_that_somebody_sets_while_the_job_runs_is_told_and_frees_its_slot(queue, raw, seen):
+    """Guard: the status in Finisher._settle. The outcome would else be written again for ever."""
+    go = threading.Event()
+    queue.handler("mail")(lambda job: go.wait(20))
+    async with queue.running("w", concurrency=1):
+        job = await queue.put("mail")
+        await seen.wait("try.started")
+        raw.update_one({"_id": job.id}, {"$set": {"status": 6}})
+        go.set()
+        (event,) = await seen.wait("outcome.lost", job=job.id)
+        good = await queue.put("mail")
+        await seen.wait("try", job=good.id, outcome="success")
+    assert "its status was changed to 6" in event["reason"]
+
+
 async def test_one_outcome_that_the_server_refuses_harms_no_other(queue, raw, seen):
     """A validator refuses the finish of one kind for good; the others go on."""
     queue.handler("good")(lambda job: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections import Counter
 
 import pytest
@@ -11,7 +12,7 @@ from pymongo import AsyncMongoClient
 
 from streamjobs import PutUnknown, Queue
 from streamjobs.clock import boot
-from tests.proxy import Answer, LoseReply, Proxy
+from tests.proxy import Answer, Delay, LoseReply, Proxy
 
 #: A lease that a test can outlast.
 FAST = {"lease": 3.0, "beat": 0.5, "margin": 0.5, "interval": 2.0}
@@ -35,6 +36,11 @@ async def through(proxied, namespace, queue):
 def is_outcome(update):
     """Whether an update command writes outcomes: it shows tokens."""
     return "lease.token" in update["updates"][0]["q"]
+
+
+def is_certain(command):
+    """Whether a read is certain of every write before it."""
+    return command.get("readConcern", {}).get("level") == "linearizable"
 
 
 def is_claim(command):
@@ -92,6 +98,37 @@ async def test_an_outcome_whose_reply_was_lost_is_settled_by_its_token_and_recor
     assert not seen.of("outcome.lost")
 
 
+async def test_an_outcome_after_stop_whose_reply_was_lost_is_settled_by_its_token_too(
+    through, proxied, raw, seen
+):
+    """Guard: the look in Finisher.write_late. A thread outlives stop; the driver's repeat matches nothing."""
+    go = threading.Event()
+    through.handler("mail", retries=3)(lambda job: go.wait(30))
+    async with through.running("w", stop_deadline=0.1):
+        job = await through.put("mail")
+        await seen.wait("try.started")
+    await seen.wait("handler.stuck")
+    with proxied.fault(LoseReply(), ("update",), "streamjobs/beat", is_outcome, times=2) as rule:
+        go.set()
+        await seen.wait("try", job=job.id, outcome="success")
+    assert rule.count == 2
+    assert [one.outcome for one in (await through.get(job.id)).history] == [None]
+    assert not seen.of("outcome.lost")
+
+
+async def test_a_job_that_was_taken_back_after_stop_is_said_to_be_lost(queue, raw, seen):
+    go = threading.Event()
+    queue.handler("mail", retries=3)(lambda job: go.wait(30))
+    async with queue.running("w", stop_deadline=0.1):
+        job = await queue.put("mail")
+        await seen.wait("try.started")
+    taken = {"runner": "w", "when": job.created, "token": "other"}
+    raw.update_one({"_id": job.id}, {"$set": {"status": 4, "tries": [taken]}, "$unset": {"lease": ""}})
+    go.set()
+    (event,) = await seen.wait("outcome.lost", job=job.id)
+    assert event["reason"] == "another try has the job"
+
+
 @pytest.mark.parametrize("count", [1, 8], ids=["single", "batch"])
 async def test_a_claim_whose_reply_was_lost_runs_once(through, proxied, seen, impatient, count):
     """Guard: Claimer._settle. The claim is read back by its token."""
@@ -112,6 +149,31 @@ async def test_a_claim_whose_reply_was_lost_runs_once(through, proxied, seen, im
         after = await through.get(job.id)
         assert (after.state, len(after.tries), ran[job.id]) == ("success", 1, 1)
     assert not seen.of("orphans.released")
+
+
+async def test_a_big_claim_is_settled_though_its_reads_together_take_longer_than_a_command_may(
+    through, proxied, seen, impatient
+):
+    """Guard: what _settle has found is kept. Else it begins again from the first job, for ever."""
+    ran = Counter()
+
+    @through.handler("mail", retries=3)
+    async def mail(job):
+        ran[job.id] += 1
+
+    claim = proxied.fault(LoseReply(), ("update",), "streamjobs/runner", is_claim, times=1)
+    sure = proxied.fault(Delay(0.25), ("find",), "streamjobs/runner", is_certain)
+    async with through.running("w", concurrency=8):
+        jobs = await through.put_many([through.job("mail") for _ in range(8)])
+        await seen.wait("claim.unknown")
+        await seen.wait("try", count=8, outcome="success")
+        await seen.wait("claim.settled")
+    assert claim.count == 1
+    assert sure.count >= 8
+    assert set(ran.values()) == {1}
+    assert {(await through.get(job.id)).state for job in jobs} == {"success"}
+    (settled,) = seen.of("claim.settled")
+    assert (settled["count"], settled["asked"]) == (8, 8)
 
 
 async def test_a_claim_that_the_primary_did_at_its_step_down_runs_once(through, proxied, seen):

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pymongo
-from bson.datetime_ms import DatetimeMS
 from bson.dbref import DBRef
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
@@ -21,14 +21,13 @@ from pymongo.errors import OperationFailure, PyMongoError
 from streamjobs import events
 from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock, boot
-from streamjobs.errors import UnreadableJob
 from streamjobs.handler import Handler
-from streamjobs.job import RUNNABLE, Job, date_ms, decode, id_key, problem_of, undecodable
+from streamjobs.job import RUNNABLE, id_key, problem_of
 from streamjobs.runner.backlog import Backlog, Candidate, Range
-from streamjobs.runner.held import Ended, Held
+from streamjobs.runner.held import Ended, Held, hold
 from streamjobs.runner.lease import Trust
 from streamjobs.runner.outage import Outage, Pause
-from streamjobs.runner.store import Store, candidate_of
+from streamjobs.runner.store import Store, candidate_of, last_of
 
 _TURN = 0.005  # seconds, at most, that others wait for a round trip
 _AHEAD_MS = 0.5  # a timer fires this late, so that the server's clock agrees more often than not
@@ -38,7 +37,19 @@ _AGAIN = 1_000  # documents left out that are looked at in a period
 _AHEAD = 200  # candidates that are looked at with those that were missed
 _BATCH = 200  # jobs in one claim, at most
 _UNRECORDED = 2 * _BATCH  # jobs in hand beyond the slots, at most: their outcomes are still to be written
+_SURE = 8  # certain reads at once: mongod confirms each with a majority
 _NEVER = frozenset({2, 66, 121, 10334, 17419, 17420})
+
+
+@dataclass(slots=True)
+class _Unsettled:
+    """A claim that got no answer: what is still to be looked up, and what was found."""
+
+    owner: str
+    token: str
+    left: list[Candidate]
+    asked: int
+    count: int = 0
 
 
 class Claimer:
@@ -72,7 +83,7 @@ class Claimer:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Future[None] | None = None
-        self._unsettled: list[tuple[str, str, Sequence[Candidate]]] = []
+        self._unsettled: list[_Unsettled] = []
         self._strays: list[Any] = []
         self._refused: set[str] = set()  # tokens whose outcome the server did not take
         self._cautious = 0  # claims to make one by one, after one that the server refused
@@ -138,7 +149,7 @@ class Claimer:
         """The tokens that this runner knows it holds, or may."""
         # after the end nobody settles any more: what landed is released as an orphan
         unsettled = (
-            set[str]() if self._stopping and self.ended.is_set() else {one[1] for one in self._unsettled}
+            set[str]() if self._stopping and self.ended.is_set() else {one.token for one in self._unsettled}
         )
         return {held.token for held in self.held.values()} | self.in_flight | unsettled | self._refused
 
@@ -205,7 +216,7 @@ class Claimer:
         finally:
             home.reading = False
         good = self.sift(self._candidates(rows, "read"))
-        last = _last(rows, home)
+        last = last_of(rows, home)
         self._backlog.page(home, good, full and last is not None, self._clock.now_ms(), last)
 
     async def _read_strays(self) -> None:
@@ -250,7 +261,7 @@ class Claimer:
                 self.unreadable(ids[0], f"the server refuses to claim it: {error}"[:500])
                 return
             self._cautious = len(ids) if _is_refusal(error) else 0
-            self._unsettled.append((owner, token, wanted))
+            self._unsettled.append(_Unsettled(owner, token, list(wanted), len(ids)))
             about = events.about(error)
             events.emit("claim.unknown", asked=len(ids), runner=self._runner, owner=owner, **about)
             raise
@@ -270,21 +281,35 @@ class Claimer:
             try:
                 ours = await self._judge(missed, token)
             except PyMongoError:
-                self._unsettled.append((owner, token, missed))
+                self._unsettled.append(_Unsettled(owner, token, missed, len(missed)))
                 raise
             if ours:  # claimed by a call whose reply was lost, and whose repetition found nothing to claim
-                self._unsettled.append((owner, token, [one for one in missed if one.name in ours]))
+                known = [one for one in missed if one.name in ours]
+                self._unsettled.append(_Unsettled(owner, token, known, len(known)))
 
     async def _settle(self) -> None:
         """Look up a claim that got no answer; what lands later still is released as an orphan."""
-        owner, token, wanted = self._unsettled[0]
-        found = [await self._store.surely_claimed(one.id, token) for one in wanted]
-        self._unsettled.pop(0)
-        count = self._take([one for one in found if one is not None], wanted, owner, token)
-        events.emit("claim.settled", count=count, asked=len(wanted), runner=self._runner, owner=owner)
-        for one, document in zip(wanted, found, strict=True):
-            if document is None:
+        claim = self._unsettled[0]
+        some, claim.left = claim.left[:_SURE], claim.left[_SURE:]
+        failed: Exception | None = None
+        taken: list[RawBSONDocument] = []
+        for one, found in zip(
+            some, await self._store.surely_claimed([one.id for one in some], claim.token), strict=True
+        ):
+            if isinstance(found, Exception):
+                failed = found
+                claim.left.append(one)
+            elif found is None:
                 self._backlog.again(one, max(one.runat, round(self._clock.now_ms())))
+            else:
+                taken.append(found)
+        claim.count += self._take(taken, some, claim.owner, claim.token)
+        if failed is not None:
+            raise failed
+        if not claim.left:
+            self._unsettled.pop(0)
+            about = {"runner": self._runner, "owner": claim.owner}
+            events.emit("claim.settled", count=claim.count, asked=claim.asked, **about)
 
     def _take(
         self, documents: Sequence[Mapping[str, Any]], wanted: Sequence[Candidate], owner: str, token: str
@@ -294,7 +319,9 @@ class Claimer:
         order = {one.name: place for place, one in enumerate(wanted)}
         taken: list[tuple[int, Held, Ended | None]] = []
         for document in documents:
-            held, problem = self._hold(document, known, owner, token)
+            held, problem = hold(
+                document, known, self._handlers, self._runner, owner, token, self._trust, self._clock.now_ms()
+            )
             if held is not None:
                 taken.append((order.get(id_key(held.job.id), 0), held, problem))
         for _, held, problem in sorted(taken, key=lambda one: one[0]):
@@ -304,38 +331,6 @@ class Claimer:
             else:
                 self._start(held)
         return len(taken)
-
-    def _hold(
-        self, document: Mapping[str, Any], known: Mapping[Any, Candidate], owner: str, token: str
-    ) -> tuple[Held | None, Ended | None]:
-        now, problem = boot(), None
-        try:
-            fields = decode(document.raw) if isinstance(document, RawBSONDocument) else document
-            job = Job.from_document(fields)
-        except (BSONError, ValueError, OverflowError, UnreadableJob) as error:
-            fields = document
-            try:
-                one = known[id_key(document["_id"])]
-                if document["lease"]["token"] != token:
-                    return None, None
-            except (BSONError, KeyError, TypeError):
-                return None, None  # not even its fields can be told apart; its lease frees it
-            told = error if isinstance(error, UnreadableJob) else undecodable(one.id, error)
-            job = Job(one.id, one.kind, runat=DatetimeMS(one.runat))
-            problem = Ended("failure", str(told), "UnreadableJob")
-        found: Any = fields.get("lease")
-        lease: Any = found if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
-        if lease.get("token") != token or job.kind not in self._handlers:
-            return None, None  # not claimed; or of another kind since, so that its lease frees it
-        candidate = known.get(id_key(job.id))
-        since = [date_ms(one) for one in (job.created if job.asap else job.runat, lease.get("back"))]
-        due = max((one for one in since if one is not None), default=None)
-        held = Held(
-            job=job, handler=self._handlers[job.kind], runner=self._runner, owner=owner, token=token,
-            claimed_at=lease.get("claimed"), due=float(due if due is not None else self._clock.now_ms()),
-            seen=now if candidate is None else candidate.seen, claimed=now, vouch=self._trust,
-        )  # fmt: skip
-        return held, problem
 
     async def _judge(self, missed: Sequence[Candidate], token: str) -> set[Any]:
         """Look at what was not claimed: taken by another runner, not due yet, or no job; those claimed all the same."""
@@ -383,15 +378,6 @@ class Claimer:
         if due is not None and self._trust.holds():  # which wakes it when it comes back
             wait = max(0.0, (due + _AHEAD_MS - self._clock.now_ms()) / 1000)
             self._timer = asyncio.get_running_loop().call_later(wait, self.wake)
-
-
-def _last(rows: Sequence[Mapping[str, Any]], home: Range) -> Candidate | None:
-    """Where a page ends, whether or not its last row can be a job."""
-    for row in reversed(rows):
-        last = candidate_of({**row, "kind": home.kind, "status": home.status}, "read")
-        if last is not None:
-            return last
-    return None
 
 
 def _is_refusal(error: PyMongoError) -> bool:

@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pymongo
 from bson.errors import BSONError
 from pymongo import UpdateMany, UpdateOne
-from pymongo.errors import BulkWriteError, DocumentTooLarge, PyMongoError, WriteConcernError, WriteError
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    DocumentTooLarge,
+    PyMongoError,
+    WriteConcernError,
+    WriteError,
+)
 
 from streamjobs import events, transitions
 from streamjobs.clients import COMMAND_TIMEOUT
@@ -24,7 +31,7 @@ from streamjobs.clock import ServerClock, boot
 from streamjobs.job import Status
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.outage import Pause
-from streamjobs.runner.store import PASSING, Store
+from streamjobs.runner.store import PASSING, SETTLED, Store, surely
 from streamjobs.runner.tasks import going
 from streamjobs.transitions import Change
 
@@ -122,8 +129,8 @@ class Finisher:
         self.done = lambda _held, _status, _after: None
         if matched:
             self._recorded(write)
-        else:
-            self._not_recorded(write, "the job is no longer held by this try")
+        elif not self._settle(write, surely(jobs).find_one({"_id": held.job.id}, SETTLED)):
+            raise AutoReconnect("nothing was written though the try still holds its job")  # so: again
 
     def give_up(self, held: Held, ended: Ended, why: str) -> None:
         """Say that an outcome can't be written."""
@@ -233,8 +240,11 @@ class Finisher:
 
     async def _look_up(self, write: _Write) -> bool:
         """Settle a write that matched nothing: it landed before, or the job was taken; True when settled."""
-        token = write.held.token
-        document = await self._store.settled(write.held.job.id) or {}
+        return self._settle(write, await self._store.settled(write.held.job.id))
+
+    def _settle(self, write: _Write, document: Mapping[str, Any] | None) -> bool:
+        """The same, by what was read of the job."""
+        document, token = document or {}, write.held.token
         entry = next((one for one in _tries(document) if one.get("token") == token), None)
         if entry is not None:
             if entry.get("outcome") in {"lost", "released"} and entry["outcome"] != write.ended.outcome:
@@ -245,7 +255,10 @@ class Finisher:
         found: Any = document.get("lease")
         lease: Any = found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
         if lease.get("token") == token:
-            return False  # it is still ours: write it
+            if document.get("status") == Status.WORKING:
+                return False  # it is still ours: write it
+            self._not_recorded(write, f"its status was changed to {document.get('status')!r} by another hand")
+            return True
         known = lease or any(one.get("token") for one in _tries(document))
         self._not_recorded(
             write, "another try has the job" if known else "its tokens are gone: outcome unknown"
@@ -293,6 +306,6 @@ def _grouped(batch: list[_Write]) -> list[list[_Write]]:
     return groups
 
 
-def _tries(document: dict[str, Any]) -> list[dict[str, Any]]:
+def _tries(document: Mapping[str, Any]) -> list[dict[str, Any]]:
     tries: Any = document.get("tries")
     return [one for one in tries if isinstance(one, dict)] if isinstance(tries, list) else []  # pyright: ignore[reportUnknownVariableType]

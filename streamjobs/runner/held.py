@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from bson.datetime_ms import DatetimeMS
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+
 from streamjobs import events
-from streamjobs.clock import ServerClock
-from streamjobs.errors import LeaseLost
+from streamjobs.clock import ServerClock, boot
+from streamjobs.errors import LeaseLost, UnreadableJob
 from streamjobs.handler import Handler
-from streamjobs.job import Job, date_ms
+from streamjobs.job import Job, date_ms, decode, id_key, undecodable
+from streamjobs.runner.backlog import Candidate
 from streamjobs.transitions import Claim
 
 
@@ -110,3 +116,42 @@ class Held:
         """Cancel an async handler; a sync one can only be told."""
         if self.task is not None and self.started is not None and self.handler.asynchronous:
             self.task.cancel()
+
+
+def hold(
+    document: Mapping[str, Any], known: Mapping[Any, Candidate], handlers: Mapping[str, Handler],
+    runner: str, owner: str, token: str, vouch: Vouch, now_ms: float,
+) -> tuple[Held | None, Ended | None]:  # fmt: skip
+    """What a claim brought: the job in hand, and how it has ended if it can't be decoded; None if it is not claimed.
+
+    ``document`` is a row of the claim's reply, decoded or not; ``known`` the candidates that were asked for, by the
+    key of their id; ``now_ms`` the server's time, by estimate.
+    """
+    now, problem = boot(), None
+    try:
+        fields = decode(document.raw) if isinstance(document, RawBSONDocument) else document
+        job = Job.from_document(fields)
+    except (BSONError, ValueError, OverflowError, UnreadableJob) as error:
+        fields = document
+        try:
+            one = known[id_key(document["_id"])]
+            if document["lease"]["token"] != token:
+                return None, None
+        except (BSONError, KeyError, TypeError):
+            return None, None  # not even its fields can be told apart; its lease frees it
+        told = error if isinstance(error, UnreadableJob) else undecodable(one.id, error)
+        job = Job(one.id, one.kind, runat=DatetimeMS(one.runat))
+        problem = Ended("failure", str(told), "UnreadableJob")
+    found: Any = fields.get("lease")
+    lease: Any = found if isinstance(found, Mapping) else {}  # pyright: ignore[reportUnknownVariableType]
+    if lease.get("token") != token or job.kind not in handlers:
+        return None, None  # not claimed; or of another kind since, so that its lease frees it
+    candidate = known.get(id_key(job.id))
+    since = [date_ms(one) for one in (job.created if job.asap else job.runat, lease.get("back"))]
+    due = max((one for one in since if one is not None), default=None)
+    held = Held(
+        job=job, handler=handlers[job.kind], runner=runner, owner=owner, token=token,
+        claimed_at=lease.get("claimed"), due=float(due if due is not None else now_ms),
+        seen=now if candidate is None else candidate.seen, claimed=now, vouch=vouch,
+    )  # fmt: skip
+    return held, problem

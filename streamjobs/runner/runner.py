@@ -350,8 +350,8 @@ class Runner:
         if id_ == record_id(self.owner):
             if change["operationType"] != "insert":
                 self._vouching.now()
-        elif str(id_).startswith(record_id("")):
-            self._fleet.changed(owner_of(str(id_)) if change["operationType"] == "delete" else None)
+        elif type(id_) is str and id_.startswith(record_id("")):  # not bson.Code, which is a text too
+            self._fleet.changed(owner_of(id_) if change["operationType"] == "delete" else None)
         else:
             self._waker.change(id_, change)
 

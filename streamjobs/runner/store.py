@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import ReadPreference, ReturnDocument
 from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.errors import PyMongoError
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import transitions
@@ -22,6 +24,8 @@ _CANDIDATE = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "created": 1, "retri
 _HELD = {**_CANDIDATE, "tries": 1, "retryinterval": 1, "lease": 1}
 _LEAST = {"_id": 1, "kind": 1, "status": 1, "runat": 1, "lease": 1}
 _SETTLE_MS = 5_000
+#: What tells how a claim has ended.
+SETTLED = {"status": 1, "tries": 1, "lease": 1}
 #: Errors of one write that pass by themselves: conflicts, elections, shutdowns, time limits.
 PASSING = frozenset({50, 89, 91, 112, 189, 262, 10107, 11600, 11602, 13435, 13436, 251, 246})
 
@@ -33,9 +37,7 @@ class Store:
         self.jobs = jobs
         self._raw: AsyncCollection[RawBSONDocument] = jobs.with_options(codec_options=RAW_CODEC)
         self._ms: AsyncCollection[dict[str, Any]] = jobs.with_options(codec_options=MS_CODEC)
-        self._sure = jobs.with_options(
-            read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY
-        )
+        self._sure = surely(jobs)
 
     async def learn(self, clock: ServerClock) -> dict[str, Any]:
         """Ask the server for its clock; its ``hello``."""
@@ -67,14 +69,26 @@ class Store:
             .to_list()
         )
 
-    async def surely_claimed(self, id_: Any, token: str) -> RawBSONDocument | None:
-        """The same for one job, certain of every write before it."""
+    async def surely_claimed(
+        self, ids: Sequence[Any], token: str
+    ) -> list[RawBSONDocument | Exception | None]:
+        """The same for each by itself, certain of every write before it; its error where that failed."""
         sure = self._raw.with_options(read_concern=ReadConcern("linearizable"))
-        return await sure.find_one({"_id": id_, "lease.token": token}, max_time_ms=_SETTLE_MS)
+
+        async def look(id_: Any) -> RawBSONDocument | Exception | None:
+            try:
+                return await sure.find_one({"_id": id_, "lease.token": token}, max_time_ms=_SETTLE_MS)
+            except PyMongoError as error:
+                return error
+
+        return await asyncio.gather(*map(look, ids))
 
     async def settled(self, id_: Any) -> dict[str, Any] | None:
-        """Tries and lease of a job, certain of every write before it."""
-        return await self._sure.find_one({"_id": id_}, {"tries": 1, "lease": 1}, max_time_ms=_SETTLE_MS)
+        """Status, tries and lease of a job, certain of every write before it."""
+        found: dict[str, Any] | None = await self._sure.find_one(
+            {"_id": id_}, SETTLED, max_time_ms=_SETTLE_MS
+        )
+        return found
 
     async def rows(self, ids: Iterable[Any]) -> list[dict[str, Any]]:
         """What these documents say of themselves; of ``data`` only whether it is a document."""
@@ -121,6 +135,20 @@ class Store:
     async def index_information(self) -> dict[str, Any]:
         """The collection's indexes."""
         return dict(await self.jobs.index_information())
+
+
+def surely(jobs: Any) -> Any:
+    """A collection, of either sort, whose reads are certain of every write before them."""
+    return jobs.with_options(read_concern=ReadConcern("linearizable"), read_preference=ReadPreference.PRIMARY)
+
+
+def last_of(rows: Sequence[Mapping[str, Any]], home: Range) -> Candidate | None:
+    """Where a page ends, whether or not its last row can be a job."""
+    for row in reversed(rows):
+        last = candidate_of({**row, "kind": home.kind, "status": home.status}, "read")
+        if last is not None:
+            return last
+    return None
 
 
 def candidate_of(row: Mapping[str, Any], source: str) -> Candidate | None:
