@@ -25,7 +25,7 @@ number = 7
 
 @jobs.handler("hello", retries=4, retry_interval=2)
 async def hello(job):
-    job.log.info("try", name=job.data.get("name"), odd={(1, 2): object()})
+    job.log.info("try", name=job.data.get("name"), odd={(1, 2): object()}, outcome="put off", delay="5 min")
     if job.data.get("fail"):
         raise ValueError(job.data["fail"])
 

@@ -14,7 +14,7 @@ from tests.command import Place, wait_gone
 
 QUICK = ("--interval", "3", "--lease", "3", "--beat", "0.5", "--margin", "0.5")
 FLEET = """
-import asyncio, os, signal
+import asyncio, os, signal, sys, time
 from pathlib import Path
 from app import jobs
 
@@ -33,6 +33,19 @@ async def die(job):
         flag.touch()
     if job.number == 1:
         os.kill(os.getpid(), signal.SIGKILL)
+
+@jobs.handler("fork", retries=2)
+async def fork(job):
+    if job.number == 1:
+        if not (child := os.fork()):  # it has all that this process has open, and outlives it
+            time.sleep(1000)
+        job.log.info("forked", child=child)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+@jobs.handler("odd")
+async def odd(job):
+    job.log.info("try", outcome="put off", delay="5 minutes")
+    print("[" * 100_000, file=sys.stderr, flush=True)
 
 @jobs.handler("grow")
 async def grow(job):

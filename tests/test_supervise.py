@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from streamjobs import events
 from streamjobs.cli import supervise
 from streamjobs.cli.supervise import Supervisor, resident
+from tests.command import LONG
 from tests.supervised import fleet, fleet_place, nothing_left, plan, put
 
 SCHEMA = Draft202012Validator(events.schema())
@@ -59,6 +60,30 @@ def test_readable_lines_name_their_runner(here):
     one.signal(signal.SIGINT)
     assert one.wait() == 0
     assert not [line for line in one.err if line.startswith("{")]
+
+
+def test_lines_that_only_look_like_events_stop_nothing(here, raw):
+    one = here.run("--processes", "1", "--name", "fleet", "--log", "text", target="fleet:jobs")
+    one.until(r"fleet-1.*runner.started")
+    put(raw, here, "odd")
+    one.until(r"fleet-1 .*delay=5 minutes")
+    one.until(r"^\[{100000}$")
+    one.until(r"fleet-1 .*try 1 success")
+    one.signal(signal.SIGINT)
+    assert one.wait() == 0
+
+
+def test_the_end_of_a_process_is_noticed_though_what_it_has_forked_lives_on(here, raw):
+    one = fleet(here, processes=1)
+    (id_,) = put(raw, here, "fork")
+    child = one.events("forked")[0]["child"]
+    try:
+        assert one.events("process.ended")[0]["reason"] == "was killed by SIGKILL"
+        one.events("try", job=str(id_), outcome="success")
+        one.signal(signal.SIGTERM)
+        assert one.process.wait(LONG) == 0
+    finally:
+        os.kill(child, signal.SIGKILL)
 
 
 def test_a_process_that_dies_is_restarted_and_its_job_runs(here, raw):

@@ -88,7 +88,8 @@ def reading(event: Mapping[str, Any], *, runner: bool = False) -> Text:
         parts += [(kind, "cyan"), " "]
     if event.get("job"):
         parts += [(f"…{str(event['job'])[-6:]}", "dim"), " "]
-    parts += _try(event) if event.get("event") == "try" and "outcome" in event else _rest(event)
+    own = "logger" not in event  # a handler may name its line as it likes
+    parts += _try(event) if own and event.get("event") == "try" and "outcome" in event else _rest(event)
     text = show.line(*parts)
     text.rstrip()
     if event.get("exception"):
@@ -106,17 +107,17 @@ def pass_on(line: bytes) -> None:
 def pass_on_as_text(line: bytes) -> None:
     """The same, with an event as a line for people that names its runner."""
     event = parse(line)
-    if event is None:
-        pass_on(line)
-        return
-    pass_on((_rendered(event, runner=True) + "\n").encode("utf-8", "backslashreplace"))
+    if event is not None:
+        with suppress(Exception):  # not ours after all: it looks like an event, and is passed on as it is
+            line = (_rendered(event, runner=True) + "\n").encode("utf-8", "backslashreplace")
+    pass_on(line)
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
     """The event of a JSON line; None if it is something else."""
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return cast("dict[str, Any]", event) if isinstance(event, dict) and "event" in event else None
 
@@ -172,8 +173,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, (str, int)) or value is None else repr(value)
 
 
-def _as_text(_logger: Any, _method: str, event: Any) -> str:
-    return _rendered(event)
+def _as_text(logger: Any, method: str, event: Any) -> str:
+    try:
+        return _rendered(event)
+    except Exception:  # noqa: BLE001 - a handler's values; its job may not fail for its log
+        return _as_json(logger, method, event)
 
 
 def _rendered(event: Mapping[str, Any], *, runner: bool = False) -> str:
@@ -184,7 +188,7 @@ def _rendered(event: Mapping[str, Any], *, runner: bool = False) -> str:
 
 
 def _name_logger(logger: Any, _method: str, event: Any) -> Any:
-    # tells a handler's line from an event: a handler may name its line as it likes
+    # tells a handler's line from an event
     if logger.name is not None:
         event["logger"] = logger.name
     return event

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 from streamjobs import events
+from streamjobs.clock import boot
 from streamjobs.embedded import die_with_parent
 from streamjobs.errors import BadArgument
 
-_LAST = 1.0  # seconds that a dead process's last lines get: what it started may hold its stderr open for ever
+_LAST = 1.0  # seconds that a dead process's last words get: what it started may hold its pipes open for ever
 _KILLED = 5.0
 #: What a process reports: its runner has started; it has done as many jobs as it was told to.
 STARTED, JOBS = "started", "jobs"
@@ -120,8 +121,11 @@ class RunnerProcess:
             raise
         finally:
             os.close(tell)
-        self._reader = self._thread("lines of", self._read)
-        self._watcher = self._thread("watch of", self._watch, os.fdopen(reports, "rb"))
+        self._readers = [
+            self._thread("lines of", self._read),
+            self._thread("reports of", self._hear, os.fdopen(reports, "rb")),
+        ]
+        self._watcher = self._thread("watch of", self._watch)
 
     @property
     def pid(self) -> int:
@@ -163,12 +167,16 @@ class RunnerProcess:
             for line in lines:
                 self._hooks.line(line if line.endswith(b"\n") else line + b"\n")
 
-    def _watch(self, reports: IO[bytes]) -> None:
+    def _hear(self, reports: IO[bytes]) -> None:
         with reports:
             for word in reports:
                 self._hooks.told(self, word.decode().strip())
-        self._process.wait()
-        self._reader.join(_LAST)
+
+    def _watch(self) -> None:
+        self._process.wait()  # not the end of its pipes: what it has forked keeps them open
+        until = boot() + _LAST
+        for reader in self._readers:
+            reader.join(max(0.0, until - boot()))
         self._hooks.ended(self)
 
 
@@ -209,6 +217,7 @@ class Parent:
     def bind(self) -> None:
         """End with the parent, however it ends; what this process starts gets no hold of the pipe."""
         os.set_inheritable(self.pipe, False)
+        os.register_at_fork(after_in_child=self._let_go)
         if sys.platform == "linux":
             die_with_parent()
         if os.getppid() != self.pid:  # it has ended before that was settled
@@ -227,6 +236,10 @@ class Parent:
             self._done += 1
             if self._done == self.jobs:
                 self._report(JOBS)
+
+    def _let_go(self) -> None:
+        with suppress(OSError):
+            os.close(self.pipe)
 
     def _report(self, word: str) -> None:
         with suppress(OSError):
