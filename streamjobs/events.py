@@ -154,6 +154,7 @@ CATALOGUE: dict[str, Event] = {
         Event("runner.started", "info", "The runner is registered and its stream is open.", (*_RUN, "kinds", "slots", "pid", "host", "lease")),
         Event("runner.stopping", "info", "Stop was asked; no more claims.", (*_RUN, "reason", "held")),
         Event("runner.stopped", "info", "The runner has stopped.", (*_RUN, "held", "took_ms")),
+        Event("runner.cut", "warning", "Two seconds after the stop's deadline the process was ended with code 1: a handler blocked its loop, or had left work in a thread.", (*_RUN, "reason")),
         Event("runner.failed", "error", "The runner stopped because of an error of its own.", (*_RUN, "error", "message")),
         Event("supervisor.started", "info", "A supervisor begins to start its processes.", ("supervisor", "processes", "pid", "host")),
         Event("supervisor.stopping", "info", "The supervisor stops its processes.", ("supervisor", "reason")),

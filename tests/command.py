@@ -201,10 +201,14 @@ class Place:
         """Put a job; its document."""
         return json_util.loads(self.call("put", *command, "--json").stdout)
 
+    @property
+    def where(self):
+        """The options that name its collection."""
+        return [word for name, value in self._place.items() for word in (f"--{name}", value)]
+
     def run(self, *options, target="app:jobs"):
         """Start a runner; it ends with this place."""
-        place = [word for name, value in self._place.items() for word in (f"--{name}", value)]
-        one = Running("run", target, *place, *options, cwd=self.folder)
+        one = Running("run", target, *self.where, *options, cwd=self.folder)
         self._opened.append(one)
         return one
 

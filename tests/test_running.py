@@ -1,9 +1,12 @@
 """The commands that run handlers: events, signals, exit codes."""
 
+import itertools
 import json
 import shlex
 import signal
 import socket
+import subprocess
+from contextlib import suppress
 
 import pytest
 from bson import json_util
@@ -13,6 +16,20 @@ from streamjobs import events
 from tests.command import LONG, Place, Running, processes, wait_gone
 
 SCHEMA = Draft202012Validator(events.schema())
+HANGS = """
+import asyncio, threading, time
+from app import jobs
+
+@jobs.handler("spin", retries=3)
+async def spin(job):
+    job.log.info("begun")
+    time.sleep(1000)
+
+@jobs.handler("leave", retries=3)
+async def leave(job):
+    job.log.info("begun")
+    await asyncio.to_thread(threading.Event().wait, 1000)
+"""
 
 
 @pytest.fixture
@@ -84,6 +101,50 @@ def test_a_handler_stuck_in_a_thread_does_not_keep_the_process(here, raw):
     assert runner.wait() == 1
     assert not (here.folder / "health").exists()
     assert raw.find_one({"kind": "stuck"})["status"] == 2
+
+
+def signal_until_ended(running):
+    """Send signals, since those that come at once may be delivered as one."""
+    for number in itertools.cycle((signal.SIGTERM, signal.SIGINT)):
+        running.signal(number)
+        with suppress(subprocess.TimeoutExpired):
+            return running.process.wait(0.2)
+    return None
+
+
+@pytest.mark.parametrize("command", ["run", "dev"])
+def test_a_third_signal_exits_though_a_handler_blocks_the_loop(here, command):
+    (here.folder / "hangs.py").write_text(HANGS)
+    where = here.where
+    options = ["--folder", "data"] if command == "dev" else where
+    with Running(command, "hangs:jobs", *options, "--log", "json", cwd=here.folder) as running:
+        running.event("runner.started")
+        if command == "dev":
+            where = shlex.split(next(line for line in running.out if line.startswith("put")))[-4:]
+        here.call("put", "spin", *where, "--retries", "3", place=False)
+        running.event("begun")
+        assert signal_until_ended(running) in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    for pid in processes(str(here.folder / "data")):
+        wait_gone(pid)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why", "status"),
+    [("spin", "loop is blocked", 2), ("leave", "go on: asyncio_0", 1)],
+)
+def test_no_handler_keeps_the_process_for_long_after_the_deadline(here, raw, kind, why, status):
+    (here.folder / "hangs.py").write_text(HANGS)
+    running = here.run(
+        "--stop-deadline", "0.2", "--health-file", str(here.folder / "health"), target="hangs:jobs"
+    )
+    running.event("runner.started")
+    here.put(kind, "--retries", "3")
+    running.event("begun")
+    running.signal(signal.SIGTERM)
+    assert why in running.event("runner.cut")["reason"]
+    assert running.wait() == 1
+    assert not (here.folder / "health").exists()
+    assert raw.find_one({"kind": kind})["status"] == status
 
 
 def test_text_for_people(here):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,7 @@ import typer
 from pymongo.errors import PyMongoError
 
 from streamjobs.cli import log, place, show
+from streamjobs.cli.leaving import BLOCKED, Leaving
 from streamjobs.cli.processes import Parent
 from streamjobs.cli.supervise import Plan, Supervisor
 from streamjobs.embedded import Server
@@ -26,8 +26,6 @@ from streamjobs.runner import Runner
 from streamjobs.runner.signals import on_signals
 from streamjobs.settings import Settings, default_name
 
-#: Exit code of a runner whose event loop a handler has blocked for too long.
-BLOCKED = 6
 _DEFAULT = Settings()
 Target = Annotated[
     str,
@@ -181,15 +179,16 @@ def run(
     log.configure(log_form, debug=debug)
     runner = queue.runner(name, **settings)
     runner.health = None if health_file is None else str(health_file)
+    leaving = Leaving(runner)
     if exit_when_blocked:
-        runner.on_stuck = lambda: _leave(runner, BLOCKED)
+        runner.on_stuck = lambda: leaving.now(BLOCKED)
     with nullcontext() if above is None else above.informed():
-        _serve_logged(runner, log_form)
+        _serve_logged(runner, leaving, log_form)
 
 
-def _serve_logged(runner: Runner, log_form: log.Form) -> None:
+def _serve_logged(runner: Runner, leaving: Leaving, log_form: log.Form) -> None:
     try:
-        serve(runner)
+        serve(runner, leaving)
     except (StreamJobsError, PyMongoError):
         if log_form.is_json:  # runner.failed has said it, as JSON
             raise typer.Exit(1) from None
@@ -234,38 +233,32 @@ def dev(
         queue.sync.create_indexes()
         queue.sync.close()
         _introduce(target, queue, server, runner)
-        serve(runner, before_exit=server.stop)
+        leaving = Leaving(runner, server.stop)
+        serve(runner, leaving)
+        leaving.off()  # the server may take its time
 
 
-def serve(runner: Runner, *, before_exit: Callable[[], None] | None = None) -> None:
+def serve(runner: Runner, leaving: Leaving) -> None:
     """Run a runner until signals stop it.
 
     A handler that ignores its cancellation, or sits in a thread, would keep the process for as long as it
-    likes: then the process ends here, at once, with code 1, after calling ``before_exit``.
+    likes: then the process ends here, at once, with code 1. So it does when a handler blocks the event loop or has
+    left work in a thread, some time after the stop deadline.
     """
     loop = asyncio.Runner()
     try:
-        loop.run(_serve(runner))
+        loop.run(_serve(runner, leaving))
     finally:
+        leaving.stopped = True
         if runner.stuck:
-            if before_exit is not None:
-                before_exit()
-            _leave(runner)
+            leaving.now()
+        leaving.signalled(1)  # where there was none: an error
         loop.close()
 
 
-async def _serve(runner: Runner) -> None:
-    with on_signals((signal.SIGTERM, signal.SIGINT), runner):
+async def _serve(runner: Runner, leaving: Leaving) -> None:
+    with on_signals((signal.SIGTERM, signal.SIGINT), runner, leaving.signalled):
         await runner.run()
-
-
-def _leave(runner: Runner, code: int = 1) -> None:
-    if runner.health is not None:
-        with suppress(OSError):
-            Path(runner.health).unlink(missing_ok=True)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
-    os._exit(code)
 
 
 @contextmanager
