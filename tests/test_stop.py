@@ -250,6 +250,43 @@ async def test_a_cancelled_run_puts_back_what_it_held(queue, seen):
     assert (after.state, [one.outcome for one in after.history]) == ("new", ["interrupted"])
 
 
+@pytest.mark.parametrize("moment", ["try.started", "runner.started", "lease.registered", "stream.state"])
+@pytest.mark.parametrize("running", [False, True], ids=["run", "running"])
+async def test_a_run_that_is_cancelled_again_and_again_leaves_nothing(queue, raw, seen, moment, running):
+    """Guard: to_the_end. What cancels once may do so again: two timeouts, a task group, an impatient program."""
+
+    @queue.handler("mail", retries=3)
+    async def mail(job):
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+
+    async def run():
+        if not running:
+            await queue.run("w", signals=False)
+            return
+        async with queue.running("w", stop_deadline=60):
+            await asyncio.Event().wait()
+
+    def threads():  # of the loop's pool there may be more
+        return {one.name for one in threading.enumerate() if not one.name.startswith("asyncio_")}
+
+    before = threads()
+    job = await queue.put("mail")
+    task = asyncio.create_task(run())
+    await seen.wait(moment)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+    assert [one for one in asyncio.all_tasks() if "streamjobs" in one.get_name()] == []
+    assert threads() <= before
+    assert seen.of("runner.stopped")
+    assert raw.count_documents({"control": "runner"}) == 0
+    assert (await queue.get(job.id)).state == "new"
+
+
 @pytest.mark.parametrize("how", ["killed", "paused"])
 async def test_stop_returns_in_time_though_the_server_is_away_or_silent(how, own_server: Server, seen):
     async with Queue(own_server.uri, "app.jobs") as queue:

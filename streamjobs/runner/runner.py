@@ -36,7 +36,7 @@ from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
 from streamjobs.runner.takeback import Sweeper
-from streamjobs.runner.tasks import end_task, going
+from streamjobs.runner.tasks import end_task, going, to_the_end
 from streamjobs.runner.turns import Turns
 from streamjobs.runner.wake import Waker
 from streamjobs.settings import Settings
@@ -133,8 +133,9 @@ class Runner:
             self._stopper.ask("cancelled", at_once=True)
             raise
         finally:
-            with anyio.CancelScope(shield=True):
-                await self._close(began)
+            closing = asyncio.create_task(self._close(began))
+            await to_the_end(closing)
+            closing.result()
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Runner, None]:
@@ -149,8 +150,7 @@ class Runner:
         finally:
             ready.cancel()
             self.stop("end of the context")
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait([task])
+            await to_the_end(task, lambda: self._stopper.ask("cancelled", at_once=True))
             if not task.cancelled() and task.exception() is not None:
                 task.result()
 
@@ -268,8 +268,7 @@ class Runner:
             self._vouching.now()  # so that others take its slots
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
         finally:
-            with anyio.CancelScope(shield=True):
-                await asyncio.gather(*(end_task(task, _END) for task in tasks))
+            await to_the_end(asyncio.gather(*(end_task(task, _END) for task in tasks)))
         if self._error is not None:
             raise self._error
 

@@ -17,7 +17,7 @@ from streamjobs.runner.finish import Finisher
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, record_id
 from streamjobs.runner.outage import Outage
-from streamjobs.runner.tasks import end_task
+from streamjobs.runner.tasks import end_task, to_the_end
 
 #: By when after the deadline each step is over, in seconds, so that stop returns within one.
 CANCELLED, FLUSHED, UNHEARD, RELEASED, CLOSED = 0.15, 0.3, 0.45, 0.55, 0.65
@@ -57,7 +57,7 @@ class Stopper:
         finally:
             asked.cancel()
             if not task.done():
-                await end_task(task)
+                await to_the_end(end_task(task))
         if task.cancelled():
             return False
         task.result()

@@ -1,9 +1,12 @@
-"""Ending tasks that are inside the driver, which may make an error of a cancellation."""
+"""Ending tasks: those that are inside the driver, which may make an error of a cancellation, and those that may not be."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
+
+import anyio
 
 from streamjobs.clock import boot
 
@@ -20,6 +23,28 @@ async def end_task(task: asyncio.Task[Any], limit: float = 5.0) -> None:
         task.cancel()
         # long enough for what the driver does when it is cancelled: it frees a cursor on the server
         await asyncio.wait([task], timeout=min(limit / 2, 0.25))
+
+
+async def to_the_end(doing: Awaitable[Any], hurry: Callable[[], None] = lambda: None) -> None:
+    """Wait for the end of something, whatever cancels the caller meanwhile; then the cancellation goes on.
+
+    Args:
+        doing: what; its error is left in it where it is a task.
+        hurry: called at each cancellation.
+
+    """
+    task, cancelled = asyncio.ensure_future(doing), False
+    with anyio.CancelScope(shield=True):  # one of anyio's would cancel in every turn; task.cancel() passes it
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                cancelled = True
+                hurry()
+    if cancelled:
+        if not task.cancelled():
+            task.exception()  # was looked at
+        raise asyncio.CancelledError
 
 
 def going() -> bool:
