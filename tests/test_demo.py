@@ -72,7 +72,10 @@ def test_ctrl_c_leaves_nothing(demo, tmp_path, moment):
     one.until(moment)
     one.signal(signal.SIGINT)
     one.signal(signal.SIGINT)  # impatience does no harm
-    assert one.wait() == 130, one.err
+    code = one.wait()
+    # what is asked of a demo that has shown all comes too late
+    late = moment == "stopping" and code == 0 and one.out[-1].startswith("run, the handler")
+    assert code == 130 or late, (code, one.out, one.err)
     assert one.err == []
     assert_nothing_left(tmp_path)
 

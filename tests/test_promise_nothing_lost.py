@@ -163,8 +163,8 @@ async def test_a_big_claim_is_settled_though_its_reads_together_take_longer_than
 
     claim = proxied.fault(LoseReply(), ("update",), "streamjobs/runner", is_claim, times=1)
     sure = proxied.fault(Delay(0.25), ("find",), "streamjobs/runner", is_certain)
+    jobs = await through.put_many([through.job("mail") for _ in range(8)])  # before: it reads all at once
     async with through.running("w", concurrency=8):
-        jobs = await through.put_many([through.job("mail") for _ in range(8)])
         await seen.wait("claim.unknown")
         await seen.wait("try", count=8, outcome="success")
         await seen.wait("claim.settled")

@@ -92,6 +92,7 @@ def _demo(uri: str | None, out: Console, shown: Show) -> None:
             for runner in runners:
                 if runner.wait(_STOP):
                     raise StreamJobsError(f"{runner.name} {runner.describe_end()}")
+        shown.interrupts.check()
         found = {job.id: job for job in jobs.list(limit=1000)}
         out.print()
         out.print(_summary([found[job.id] for job in shown.jobs], shown.tries, out.width))
