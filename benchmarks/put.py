@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -36,16 +36,18 @@ def events_on():
 
 
 @asynccontextmanager
-async def both(bench: Bench) -> AsyncIterator[tuple[Any, Queue]]:
-    """The raw collection and the queue, each with an index and warm connections."""
+async def both(bench: Bench) -> AsyncIterator[tuple[Any, dict[str, Queue]]]:
+    """The raw collection and two queues, each with an index and warm connections; all three grow alike."""
     client, collection = bench.raw(bench.fresh())
-    async with client, Queue(bench.uri, bench.fresh()) as jobs:
+    async with client, Queue(bench.uri, bench.fresh()) as off, Queue(bench.uri, bench.fresh()) as on:
         await raw.index(collection)
-        await jobs.create_indexes()
+        for jobs in (off, on):
+            await jobs.create_indexes()
         for _ in range(50):
             await collection.insert_one(raw.document())
-            await jobs.put("bench", retries=5)
-        yield collection, jobs
+            for jobs in (off, on):
+                await jobs.put("bench", retries=5)
+        yield collection, {"off": off, "on": on}
 
 
 async def _run(
@@ -53,15 +55,12 @@ async def _run(
 ) -> list[Row]:
     rates: dict[str, list[float]] = {"off": [], "on": []}
     pairs: dict[str, list[float]] = {"off": [], "on": []}
-    async with both(bench) as (collection, jobs):
+    async with both(bench) as (collection, queues):
         for number in range(bench.rounds):
             bench.step(f"{name} {number + 1}")
             base = count / await theirs(collection, count)
-            for state in ("off", "on"):
-                if state == "on":
-                    with events_on():
-                        rates[state].append(count / await mine(jobs, count))
-                else:
+            for state, jobs in queues.items():
+                with events_on() if state == "on" else nullcontext():
                     rates[state].append(count / await mine(jobs, count))
                 pairs[state].append(rates[state][-1] / base)
     return [

@@ -75,14 +75,9 @@ def mapping(name: str, value: Any) -> dict[Any, Any]:
 
 def check_job(job: Job) -> Job:
     """Refuse a job that could not be stored, or not be read back; the job itself if it is good."""
-    encoded(job)
-    return job
-
-
-def encoded(job: Job) -> bytes:
-    """A job's document as BSON, or BadArgument if it could not be stored, or not be read back."""
     check_fields(job)
-    return _encode(job)
+    encode(job)
+    return job
 
 
 def check_fields(job: Job) -> None:
@@ -148,12 +143,12 @@ def _check_dates(job: Job) -> None:
         job.delay = seconds("delay", job.delay)
 
 
-def _encode(job: Job) -> bytes:
-    """Encode it; refuse what BSON or a server can't hold, by the name of the field that it is in."""
+def encode(job: Job) -> bytes:
+    """Encode a job whose fields were checked; refuse what BSON or a server can't hold, by the field that it is in."""
     document = job.to_document()
     try:
         raw = bson.encode(document, codec_options=CODEC)
-        if job.tries or job.extra or not all(type(value) in _FLAT for value in job.data.values()):
+        if job.tries or job.extra or not _FLAT.issuperset(map(type, job.data.values())):
             decode(raw)  # raw bytes among them may be broken
         size = len(raw)
     except Exception:  # found again below, where its name is known

@@ -6,7 +6,6 @@ drives it with pymongo's async collection, :func:`perform_sync` with the synchro
 
 from __future__ import annotations
 
-import inspect
 import secrets
 from collections.abc import Callable, Generator
 from typing import Any, TypeVar, cast
@@ -37,9 +36,7 @@ async def perform(operation: Operation[T], collection: Any) -> T:
     call = _send(operation, None)
     while not isinstance(call, _Done):
         try:
-            result = call(collection)
-            if inspect.isawaitable(result):
-                result = await result
+            result = await call(collection)
         except PyMongoError as error:
             call = _throw(operation, error)
         else:

@@ -21,10 +21,10 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from streamjobs import events
-from streamjobs.check import check_fields, check_job, encoded, mapping
+from streamjobs.check import check_fields, check_job, encode, mapping
 from streamjobs.clock import ServerClock, boot, wall
 from streamjobs.errors import BadArgument, IdTaken, PutUnknown
-from streamjobs.job import ASAP, RAW_CODEC, Job, check_kind, decode, id_key
+from streamjobs.job import ASAP, RAW_CODEC, Job, decode, id_key
 from streamjobs.operations import Call, Operation, learn
 
 _LOOK = 10_000  # ids that are looked up at once
@@ -35,16 +35,10 @@ MAX_JOBS = 100_000
 
 
 def draft(
-    kind: str,
-    data: Mapping[str, Any] | None,
-    *,
-    delay: float | None = None,
-    at: datetime | None = None,
-    retries: int = 0,
-    retry_interval: float = 0.0,
-    id_: ObjectId | None = None,
-) -> Job:
-    """A checked job that has not been put."""
+    kind: str, data: Mapping[str, Any] | None, delay: float | None, at: datetime | None, retries: int,
+    retry_interval: float, id_: ObjectId | None,
+) -> Job:  # fmt: skip
+    """A job that has not been put; nor is it checked, but for what could not be made a field of one."""
     # a tzinfo that knows no offset leaves a datetime as naive as none
     if at is not None and (not isinstance(cast("Any", at), datetime) or at.utcoffset() is None):
         raise BadArgument(
@@ -53,8 +47,8 @@ def draft(
     if id_ is not None and not isinstance(cast("Any", id_), ObjectId):
         raise BadArgument("id", id_, "give a bson.ObjectId")
     job = Job(
-        id_ or ObjectId(),
-        check_kind(kind),
+        ObjectId() if id_ is None else id_,
+        kind,
         {} if data is None else dict(mapping("data", data)),
         created=datetime.fromtimestamp(wall(), UTC),
         runat=ASAP if at is None else _utc(at),
@@ -63,7 +57,7 @@ def draft(
     )
     job.estimated = True  # put sets created by the server's clock
     job.delay = delay
-    return check_job(job)
+    return job
 
 
 def many(jobs: Iterable[Job]) -> list[Job]:
@@ -80,14 +74,22 @@ def many(jobs: Iterable[Job]) -> list[Job]:
 
 
 def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list[Job]]:
-    """Insert jobs in one call; one that is there already, from a put without an answer, is left alone."""
+    """Insert jobs in one call; one that is there already, from a put without an answer, is left alone.
+
+    They are checked here and now, before a client is opened or anything is sent.
+    """
+    check = check_job if clock.stale else check_fields  # else they are encoded next
+    for job in jobs:
+        check(job)
+    return _put(jobs, clock, session)
+
+
+def _put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list[Job]]:
     if not jobs:
         return []
     began = boot()
     within = bool(getattr(session, "in_transaction", False))  # else the session changes nothing
     stale = clock.stale
-    for job in jobs:  # all of them, before anything is sent
-        (check_job if stale else check_fields)(job)
     error = None if clock.known else (yield from learn(clock))  # pays for connecting, so it is a poor sample
     if stale and error is None:
         error = yield from learn(clock)
@@ -96,7 +98,7 @@ def put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[list
     undated = _date(jobs, clock)
     try:
         # as it was checked, and not encoded once more by the driver
-        documents = [RawBSONDocument(encoded(job)) for job in jobs]
+        documents = [RawBSONDocument(encode(job)) for job in jobs]
     except BadArgument:
         for job, created, runat in undated:  # nothing is sent: they are as they were
             job.created, job.runat, job.estimated = created, runat, True

@@ -165,8 +165,8 @@ class Queue:
         id: ObjectId | None = None,  # noqa: A002
     ) -> Job:
         """Make a job for :meth:`put_many` without putting it; arguments as :meth:`put`'s."""
-        return self._draft(
-            kind, data, delay=delay, at=at, retries=retries, retry_interval=retry_interval, id=id
+        return check_job(
+            self._draft(kind, data, delay=delay, at=at, retries=retries, retry_interval=retry_interval, id=id)
         )
 
     async def get(self, id: Any) -> Job:  # noqa: A002
@@ -304,9 +304,10 @@ class Queue:
 
     async def _put(self, jobs: Jobs, session: Any) -> Jobs:
         check_lease()
+        operation = putting.put(jobs, self._clock, session)
         collection = self._source.asynchronous()
         check_session(session, collection)
-        done = await perform(putting.put(jobs, self._clock, session), collection)
+        done = await perform(operation, collection)
         if session is None:
             local.tell(self._source.namespace, done)
         return done
@@ -316,29 +317,26 @@ class Queue:
         return await perform(operation, self._source.asynchronous())
 
     def _draft(self, kind: str | Job, data: Mapping[str, Any] | None = None, **options: Any) -> Job:
-        """A checked job, from put's arguments."""
+        """A job from put's arguments; whoever puts it checks it."""
         if isinstance(kind, Job):
             for name, value in {"data": data, **options}.items():
                 if value is not None:
                     raise BadArgument(name, value, "a Job is put as it is: give it alone")
-            return check_job(kind)
-        handler = self._handlers.get(check_kind(kind))
-        delay, at, retries, wait = (
-            options.get(name) for name in ("delay", "at", "retries", "retry_interval")
-        )
-        if delay is not None and at is not None:
-            raise BadArgument("delay", delay, "give delay or at, not both")
-        if wait is None:
+            return kind
+        kind = check_kind(kind)
+        handler = self._handlers.get(kind)
+        delay, retries, wait = options.get("delay"), options.get("retries"), options.get("retry_interval")
+        if delay is not None:
+            if options.get("at") is not None:
+                raise BadArgument("delay", delay, "give delay or at, not both")
+            delay = seconds("delay", delay)
+        if retries is None:
+            retries = 0 if handler is None else handler.retries
+        if wait is not None:
+            wait = seconds("retry_interval", wait)
+        else:
             wait = 0.0 if handler is None else handler.retry_interval
-        return putting.draft(
-            kind,
-            data,
-            delay=None if delay is None else seconds("delay", delay),
-            at=at,
-            retries=(0 if handler is None else handler.retries) if retries is None else retries,
-            retry_interval=seconds("retry_interval", wait),
-            id_=options.get("id"),
-        )
+        return putting.draft(kind, data, delay, options.get("at"), retries, wait, options.get("id"))
 
 
 def _checked(handlers: Mapping[str, Handler]) -> dict[str, Handler]:

@@ -100,9 +100,10 @@ class SyncQueue:
 
     def _put(self, jobs: Jobs, session: Any) -> Jobs:
         check_lease()
+        operation = putting.put(jobs, self._clock, session)
         collection = self._source.synchronous()
         check_session(session, collection)
-        done = perform_sync(putting.put(jobs, self._clock, session), collection)
+        done = perform_sync(operation, collection)
         if session is None:
             local.tell(self._source.namespace, done)
         return done

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from streamjobs.job import date_ms
-from streamjobs.runner.backlog import PAGE, TURN, Backlog, Candidate, Range
+from streamjobs.runner.backlog import TURN, Backlog, Candidate, Range
 from tests.candidates import FAST, HORIZON, NOW, candidate_lists, drain, job, oid, range_of, read_all
 
 
@@ -107,9 +107,10 @@ def test_thousands_with_the_same_created_come_once_each_in_the_order_of_their_id
     at = 0
     while (found := backlog.next(100)) is not None:
         if isinstance(found, Range):
-            page = rows[at : at + PAGE] if found is home else []
+            size = found.size
+            page = rows[at : at + size] if found is home else []
             at += len(page)
-            backlog.page(found, page, len(page) == PAGE, NOW)
+            backlog.page(found, page, len(page) == size, NOW)
         else:
             out += found
     assert out == rows

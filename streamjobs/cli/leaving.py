@@ -74,6 +74,5 @@ class Leaving:
     def _why(self) -> str:
         if not self.stopped:
             return "its stop is not over: the event loop is blocked, or very late"
-        main = threading.main_thread()
-        going = [one.name for one in threading.enumerate() if not one.daemon and one is not main]
-        return f"its threads go on: {', '.join(going) or 'none by name'}"
+        going = sorted(one.name for one in threading.enumerate() if one.name.startswith("asyncio_"))
+        return f"what was left in the loop's threads goes on: {', '.join(going) or 'none by name'}"

@@ -21,8 +21,8 @@ from bson.objectid import ObjectId
 
 from streamjobs.job import ASAP_MS, RUNNABLE, date_ms, id_key
 
-#: Rows in one read of a range.
-PAGE = 5_000
+#: Rows in one read of a range; fewer in the first, for which the first job waits.
+PAGE, FIRST = 5_000, 500
 #: Timers kept, the earliest; candidates kept in a range from the stream.
 LIMIT = 10_000
 #: A range that holds due jobs gets at least one claim in this many.
@@ -98,6 +98,11 @@ class Range:
         if not self.more or not self.heap:
             return self.more
         return self.cursor is not None and self.heap[0][0] > self.cursor.key
+
+    @property
+    def size(self) -> int:
+        """Rows in its next read."""
+        return FIRST if self.cursor is None else PAGE
 
     def push(self, candidate: Candidate) -> bool:
         """Take a candidate in, once."""

@@ -11,6 +11,7 @@ import asyncio
 import traceback
 from collections import deque
 from collections.abc import Callable
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -48,7 +49,6 @@ class Executor:
         self, slots: int, ended: Callable[[Held, Ended], None], orphaned: Callable[[Held, Ended], None]
     ) -> None:
         self._slots = slots
-        self._threads = CapacityLimiter(slots)
         self._ended = ended
         self._orphaned = orphaned
         self.freed: Callable[[], None] = lambda: None
@@ -58,6 +58,12 @@ class Executor:
         self._giving_back: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closing = False
+
+    @cached_property
+    def _threads(self) -> CapacityLimiter:
+        return CapacityLimiter(
+            self._slots
+        )  # the first makes anyio load its backend, while nothing else happens
 
     @property
     def running(self) -> list[Held]:

@@ -102,12 +102,13 @@ class Store:
     async def page(self, home: Range, until_ms: int) -> tuple[list[dict[str, Any]], bool]:
         """The next page of a range, and whether it was full."""
         rows: list[dict[str, Any]] = []
+        size = home.size
         for query in home.queries(until_ms):
-            want = PAGE - len(rows)
+            want = size - len(rows)
             rows += (
                 await self._ms.find(query, _CANDIDATE).sort(home.order).limit(want).batch_size(want).to_list()
             )
-            if len(rows) >= PAGE:
+            if len(rows) >= size:
                 return rows, True
         return rows, False
 
