@@ -181,7 +181,7 @@ def cancel(id_: Any, reason: str) -> Change:
                     "cancel": {"when": "$$NOW", "reason": literal(cut(reason, MAX_ERROR))},
                 }
             },
-            {"$unset": "wake"},
+            {"$unset": ["wake", "passed"]},
         ],
     )
 
@@ -213,7 +213,7 @@ def retry(id_: Any, by: str, nonce: int, *, force: bool = False) -> Change:
     return guard, [
         {"$set": fields},
         _wake_stage("$kind", by, nonce),
-        {"$unset": ["cancel", "lease"] if force else "cancel"},
+        {"$unset": ["cancel", "passed", *(["lease"] if force else [])]},
     ]
 
 

@@ -169,6 +169,21 @@ async def test_a_job_is_passed_on_at_most_once(queue, raw, seen, client, namespa
     assert raw.update_one(*transitions.pass_on(one["_id"], "b", "c", 2)).matched_count == 0
 
 
+async def test_a_job_that_was_cancelled_or_retried_can_be_passed_on_again(raw):
+    """Guard: both remove ``passed``; a job that keeps it waits for its holder, however many others are free."""
+    from streamjobs import transitions
+
+    raw.insert_one(one := document())
+    raw.update_one(*transitions.pass_on(one["_id"], "a", "b", 1))
+    raw.update_one(*transitions.cancel(one["_id"], "not now"))
+    assert "passed" not in raw.find_one({"_id": one["_id"]})
+    raw.update_one(*transitions.retry(one["_id"], "me", 2))
+    assert raw.update_one(*transitions.pass_on(one["_id"], "a", "b", 3)).modified_count == 1
+    raw.update_one(*transitions.retry(one["_id"], "me", 4))
+    assert "passed" not in raw.find_one({"_id": one["_id"]})
+    assert raw.update_one(*transitions.pass_on(one["_id"], "a", "c", 5)).modified_count == 1
+
+
 async def test_a_put_in_the_same_process_costs_no_claim_more(queue, seen):
     """Guard: the slot is asked of a local put too. Taken at once, each costs its holder a lost claim."""
     queue.handler("mail")(lambda job: None)
