@@ -203,6 +203,7 @@ async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, s
     late = {fields["job"]: fields["started_ms"] for fields in seen.of("try", outcome="success")}
     assert set(late) == {str(id_) for id_ in put}
     assert max(late.values()) < 5_000
+    assert not seen.of("stream.state", state="gap")
 
 
 async def test_runners_whose_stop_was_over_before_they_could_tell_of_it_are_missed_at_once(queue, raw, seen):

@@ -12,7 +12,9 @@ from pymongo.errors import ConfigurationError, OperationFailure
 
 from streamjobs import ASAP, Queue, StreamRefused
 from streamjobs.embedded import Server
-from streamjobs.runner.stream import pipeline, refused
+from streamjobs.runner.lease import record_id
+from streamjobs.runner.stream import Stream, pipeline, refused
+from tests.crew import in_slot
 
 APP = "streamjobs/runner"
 
@@ -242,6 +244,45 @@ async def test_the_filter_drops_what_does_not_concern_this_runner(queue, raw, cl
     assert told == [
         ("insert", "runner:x"), ("insert", "runner:me"), ("update", "runner:me"), ("insert", mine["_id"]),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", ["slots", "owner"])
+async def test_a_stream_goes_on_from_an_event_that_its_new_filter_drops(
+    changed, raw, client, namespace, seen
+):
+    """Guard: ``past`` in the filter. A server meets the token's event again, and refuses (280) where it is dropped."""
+    database, _, name = namespace.partition(".")
+    told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    opened: list[bool] = []
+    slot, owner = 1, "a"
+
+    async def turn() -> None: ...
+
+    stream = Stream(
+        client[database][name], lambda: {"mail": frozenset({slot}) if changed == "slots" else None}, lambda: owner, "w", 0.3,
+        told.put_nowait, opened.append, lambda: None, turn,
+    )  # fmt: skip
+
+    async def tells_of(id_: Any) -> None:
+        async with asyncio.timeout(20):
+            while (await told.get())["documentKey"]["_id"] != id_:
+                pass
+
+    await stream.first()
+    try:
+        for slot, owner in ((1, "a"), (2, "b"), (3, "c")):  # noqa: B007 - the stream asks for them
+            if stream._past is not None:
+                await stream.reopen(quietly=changed == "slots")
+            raw.insert_one(one := document(_id=in_slot(slot)))
+            await tells_of(one["_id"])
+            if changed == "owner":
+                raw.insert_one({"_id": record_id(owner)})
+                raw.update_one({"_id": record_id(owner)}, {"$set": {"fenced": datetime.now(UTC)}})
+                await tells_of(record_id(owner))
+    finally:
+        await stream.close()
+    assert not seen.of("stream.state", state="gap")
+    assert opened == ([True] if changed == "slots" else [True, False, False])
 
 
 async def test_an_event_with_a_foreign_id_or_an_unreadable_date_harms_nothing(queue, raw, seen):

@@ -41,6 +41,7 @@ _AHEAD = 5.0  # seconds beyond the period for which looks are planned
 _ASK, _ASK_MOST = 0.05, 5.0  # seconds between due queries for want of work: while they find some, and none
 _AGAIN = 1.0  # seconds after an error
 _EACH = 0.005  # seconds for each runner over which a fleet spreads its reads of the records
+_OPEN, _OPEN_MOST = 0.02, 0.5  # the same for the streams it opens again, and at most
 _MANY = 1_000
 
 
@@ -189,7 +190,10 @@ class Fleet:
         self._shift.set()
 
     async def follow(self) -> None:
-        """Keep the stream's filter true; runs until cancelled."""
+        """Keep the stream's filter true; runs until cancelled.
+
+        Not at the same moment as the others: meanwhile a slot's other runner serves it, and what changes is one opening.
+        """
         while True:
             ends = [until for left in self._left.values() for until in left.values()]
             timer = None
@@ -201,6 +205,7 @@ class Fleet:
             finally:
                 if timer is not None:
                     timer.cancel()
+            await asyncio.sleep(random.uniform(0, min(_OPEN * len(self._live), _OPEN_MOST)))  # noqa: S311 - only to spread
             self._shift.clear()
             before = self._filter
             self.heard()

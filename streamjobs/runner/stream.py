@@ -40,8 +40,12 @@ _TIMES = 4  # failures that the server itself answered after which it does
 Heard = Mapping[str, frozenset[int] | None]
 
 
-def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
-    """The server's part of waking: wakes for these kinds, messages to this owner, and nothing of the payload."""
+def pipeline(heard: Heard, owner: str, past: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+    """The server's part of waking: wakes for these kinds, messages to this owner, and nothing of the payload.
+
+    ``past`` is the event that a stream which is opened again has come to. A server meets it once more and keeps it to
+    itself; where the filter drops it, because the slots or the owner have changed, it cannot resume (error 280).
+    """
     kinds = list(heard)
     change = "updateDescription.updatedFields"
     written = {"operationType": {"$in": ["insert", "replace"]}}
@@ -62,6 +66,7 @@ def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
         {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
         {"operationType": "delete", "documentKey._id": _RECORDS},
         {"operationType": {"$in": _ENDS}},
+        *_again(past),
     ]  # fmt: skip
     full = "$fullDocument"
     fields = {
@@ -80,8 +85,15 @@ def pipeline(heard: Heard, owner: str) -> list[dict[str, Any]]:
     told_of: list[dict[str, Any]] = [{"$match": {"$or": told}}, {"$project": fields}]
     if any(slots is not None for slots in heard.values()):
         fields["slot"] = expression("$documentKey._id")
-        told_of.append({"$match": {"$or": _in_slots(heard, owner)}})
+        told_of.append({"$match": {"$or": [*_in_slots(heard, owner), *_again(past)]}})
     return told_of
+
+
+def _again(past: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """One event; by its document too, which a server can compare before it has made an event of an entry."""
+    if past is None:
+        return []
+    return [{"documentKey._id": {"$eq": past["documentKey"]["_id"]}, "_id": {"$eq": past["_id"]}}]
 
 
 def _in_slots(heard: Heard, owner: str) -> list[dict[str, Any]]:
@@ -152,6 +164,7 @@ class Stream:
         self._turn = turn
         self._reopening = asyncio.Lock()
         self._token: Any = None
+        self._past: dict[str, Any] | None = None  # the last event, which the token may be of
         self._reader: _Reader | None = None  # whose word counts
         self._readers: set[_Reader] = set()
         self._changed = asyncio.Event()
@@ -245,7 +258,7 @@ class Stream:
     async def _once(self, reader: _Reader) -> None:
         resumed = self._token is not None
         stream = await self._collection.watch(
-            pipeline(self._heard(), self._owner()),
+            pipeline(self._heard(), self._owner(), self._past),
             max_await_time_ms=int(self._wait * 1000),
             resume_after=self._token,
             comment=f"streamjobs {self._runner}",
@@ -271,6 +284,8 @@ class Stream:
                         self._gap(f"the collection was changed: {change['operationType']}", None)
                     return
                 if change is not None:
+                    if counts:
+                        self._past = change
                     self._change(change)
                 if counts and change is not None and returned - asked > _HAD:
                     await self._turn()  # the claim that this has woken goes before the next read
@@ -293,7 +308,7 @@ class Stream:
             self._opened(not resumed)
 
     def _gap(self, reason: str, code: int | None) -> None:
-        self._token = None
+        self._token = self._past = None
         self._say("gap", reason, code=code)
 
     async def _failed(self, error: Exception) -> None:
@@ -307,7 +322,7 @@ class Stream:
         text = f"{type(error).__name__}: {error}"[:500]
         away = isinstance(error, ConnectionFailure) or (isinstance(error, PyMongoError) and error.timeout)
         if refused(error):
-            self._token = None
+            self._token = self._past = None
             self._say("refused", text, code=code, since_ms=since)
         elif code in _GAP or (
             isinstance(error, OperationFailure) and error.has_error_label("NonResumableChangeStreamError")
