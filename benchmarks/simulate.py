@@ -19,14 +19,14 @@ import simpy
 from rich.console import Console
 from rich.table import Table
 
-from streamjobs.runner import fleet, slots
+from streamjobs.runner import fleet, passing, slots
 from streamjobs.settings import Settings
 
 DEFAULTS = Settings()
 #: Seconds: a command and its reply, an event's way from the commit to a runner.
 ROUND_TRIP, EVENT = 0.001, 0.002
-#: Connections of one runner: the stream, the roles, the beat, and two monitors for each of two clients.
-CONNECTIONS = 7
+#: Connections of one runner: the stream, the roles, the beat, two monitors of their client and one of the beat's.
+CONNECTIONS = 6
 #: Where something stands in the way: mongod's own default; the greatest number of streams of a hosted cluster's usual
 #: sizes; events that a primary compares with streams' filters in a second; records read in a second.
 LIMITS = {"connections": 65_536, "streams": 1_000, "compared": 1_000_000, "records": 100_000}
@@ -165,7 +165,7 @@ class Simulation:
             yield from self._claim(runner, job)
             return
         runner.known.append(job)
-        yield self.env.timeout(fleet.PASS)
+        yield self.env.timeout(passing.PASS)
         if job.taken or runner.free > 0:
             return
         live = self.random.sample(

@@ -1,10 +1,6 @@
-"""The simulation says what the design promises; it takes the extra ``bench``."""
+"""The simulation says what the design promises."""
 
 from __future__ import annotations
-
-import pytest
-
-pytest.importorskip("simpy")
 
 from benchmarks.simulate import Simulation, killed
 
@@ -21,3 +17,11 @@ def test_a_dead_quarter_delays_only_the_slots_that_lost_both_beyond_the_watchers
     after = killed()
     assert after.worst_ms <= 31_000
     assert after.p50_ms <= 10
+
+
+def test_a_fleet_that_is_nearly_full_passes_jobs_on_and_one_that_is_full_leaves_them_be():
+    nearly, full = (Simulation("slots", 64, share * 3_200, 0.2, 2.0).run() for share in (0.95, 1.1))
+    assert nearly.passed > 0.2
+    assert nearly.tried <= 1.1
+    assert full.passed < nearly.passed
+    assert full.asked < nearly.asked
