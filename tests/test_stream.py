@@ -270,7 +270,7 @@ async def test_a_stream_goes_on_from_an_event_that_its_new_filter_drops(
 
     await stream.first()
     try:
-        for slot, owner in ((1, "a"), (2, "b"), (3, "c")):  # noqa: B007 - the stream asks for them
+        for slot, owner in ((1, "a"), (2, "b"), (3, "c")):
             if stream._past is not None:
                 await stream.reopen(quietly=changed == "slots")
             raw.insert_one(one := document(_id=in_slot(slot)))
