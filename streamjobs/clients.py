@@ -36,8 +36,8 @@ MAJORITY = WriteConcern("majority")
 #: How long a single command may take, in seconds; longer ones are repeated by whoever sent them.
 COMMAND_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 0.3
-#: How often a runner's clients hear of each member, in milliseconds; news comes at once, but an error of a write
-#: concern makes the driver forget what it knew of a member, and ask again only when this is over.
+#: How often a runner's clients hear of each member, in milliseconds; news comes at once (the beat's client polls), but
+#: an error of a write concern makes the driver forget what it knew of a member, and ask again only when this is over.
 HEARTBEAT_MS = 1_000
 #: How long a connection of a runner may take to be made, and a member to say hello, in milliseconds. Well below
 #: COMMAND_TIMEOUT, because what the driver measures of these it takes for the network's round trip, and sends no command

@@ -174,6 +174,41 @@ async def test_a_dead_runners_slots_move_when_its_lease_is_over(queue, raw, seen
                 await asyncio.sleep(0.02)
 
 
+async def test_slots_gained_while_a_stream_opens_are_read_once_their_own_filter_is_open(queue):
+    """Guard: Fleet.heard, which binds what was gained to the filter that has it. Else the read comes too early."""
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6) as runners:
+        one = runners.runners[0]
+        one._fleet.seen = lambda records: None
+        one._fleet._left = {"mail": {}}
+        mine = one._fleet._shares["mail"]
+        first, second = sorted(set(range(COUNT)) - mine.heard)[:2]
+        did: list[str] = []
+        real, asked, go, done = one._stream._collection, asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        class Slow:
+            async def watch(self, *args, **options):
+                did.append("open")
+                asked.set()
+                await go.wait()
+                return await real.watch(*args, **options)
+
+        class Noting:
+            def restart(self, kind: str) -> None:
+                did.append(f"read {kind}")
+                if len(did) == 4:
+                    done.set()
+
+        one._stream._collection, one._fleet._waker = Slow(), Noting()
+        one._fleet._take({"mail": fleet.Share(mine.holds | {first}, mine.watches)})
+        await asked.wait()
+        one._fleet._take({"mail": fleet.Share(mine.holds | {first, second}, mine.watches)})
+        go.set()
+        async with asyncio.timeout(20):
+            await done.wait()
+        assert did == ["open", "read mail", "open", "read mail"]
+
+
 async def test_runners_that_come_and_go_under_inserts_lose_no_wake(queue, raw, seen):
     """Guard: the grace, and the read after a wider filter is open. Every job far below the fallback of 60 s."""
     queue.handler("mail")(lambda job: None)

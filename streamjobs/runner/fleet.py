@@ -79,7 +79,8 @@ class Fleet:
         self._known = False
         self._coming: asyncio.TimerHandle | None = None
         self._filter: Any = None  # what the stream has been opened with
-        self._gained: set[str] = set()
+        self._gained: set[str] = set()  # kinds with slots that no filter has yet
+        self._opening: set[str] = set()  # those whose slots are in the filter that is opened
         self._shift = asyncio.Event()
         self._looks: list[tuple[float, int, Any]] = []
         self._planned: dict[Any, float] = {}
@@ -132,12 +133,17 @@ class Fleet:
 
     def heard(self) -> dict[str, frozenset[int] | None]:
         """The slots that the stream is to tell of, by kind; None for all. What it says is then the filter."""
+        self._opening, self._gained = self._opening | self._gained, set()
+        out = self._hears()
+        self._filter = groups(out)
+        return out
+
+    def _hears(self) -> dict[str, frozenset[int] | None]:
         now = boot()
         out: dict[str, frozenset[int] | None] = {}
         for kind, share in self._shares.items():
             left = self._left[kind] = {slot: until for slot, until in self._left[kind].items() if until > now}
             out[kind] = None if share.heard is None else share.heard | frozenset(left)
-        self._filter = groups(out)
         return out
 
     def changed(self, gone: str | None = None) -> None:
@@ -205,16 +211,15 @@ class Fleet:
             finally:
                 if timer is not None:
                     timer.cancel()
-            await asyncio.sleep(random.uniform(0, min(_OPEN * len(self._live), _OPEN_MOST)))  # noqa: S311 - only to spread
+            spread = min(_OPEN * len(self._live), _OPEN_MOST, self._grace / 4)
+            await asyncio.sleep(random.uniform(0, spread))  # noqa: S311 - only to spread
             self._shift.clear()
-            before = self._filter
-            self.heard()
-            if self._filter != before:
+            if groups(self._hears()) != self._filter:
                 await self._stream.reopen(quietly=True)
 
     def refiltered(self) -> None:
         """The stream is open with its new filter: read what came to slots while nobody may have heard them."""
-        gained, self._gained = self._gained, set()
+        gained, self._opening = self._opening, set()
         for kind in gained:
             self._waker.restart(kind)
 
