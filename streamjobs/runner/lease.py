@@ -199,7 +199,7 @@ class Beat(threading.Thread):
                 timeoutMS=int(self._settings.beat * 1000),
                 maxPoolSize=2,
                 heartbeatFrequencyMS=HEARTBEAT_MS,
-                serverMonitoringMode="poll",  # half the connections: what it sends can wait for an error to tell
+                serverMonitoringMode="poll",  # one connection less to each member: it can wait for an error
                 connectTimeoutMS=max(_CONNECT_MS, int(600 * self._settings.beat)),
             )
             self._jobs = self._source.jobs_of(self._client)

@@ -47,6 +47,7 @@ def pipeline(heard: Heard, owner: str, past: Mapping[str, Any] | None = None) ->
     itself; where the filter drops it, because the slots or the owner have changed, it cannot resume (error 280).
     """
     kinds = list(heard)
+    again = [] if past is None else [_event(past)]
     change = "updateDescription.updatedFields"
     written = {"operationType": {"$in": ["insert", "replace"]}}
     mine = record_id(owner)
@@ -66,7 +67,7 @@ def pipeline(heard: Heard, owner: str, past: Mapping[str, Any] | None = None) ->
         {"operationType": "replace", "documentKey._id": mine, "fullDocument.fenced": {"$exists": True}},
         {"operationType": "delete", "documentKey._id": _RECORDS},
         {"operationType": {"$in": _ENDS}},
-        *_again(past),
+        *again,
     ]  # fmt: skip
     full = "$fullDocument"
     fields = {
@@ -85,15 +86,13 @@ def pipeline(heard: Heard, owner: str, past: Mapping[str, Any] | None = None) ->
     told_of: list[dict[str, Any]] = [{"$match": {"$or": told}}, {"$project": fields}]
     if any(slots is not None for slots in heard.values()):
         fields["slot"] = expression("$documentKey._id")
-        told_of.append({"$match": {"$or": [*_in_slots(heard, owner), *_again(past)]}})
+        told_of.append({"$match": {"$or": [*_in_slots(heard, owner), *again]}})
     return told_of
 
 
-def _again(past: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """One event; by its document too, which a server can compare before it has made an event of an entry."""
-    if past is None:
-        return []
-    return [{"documentKey._id": {"$eq": past["documentKey"]["_id"]}, "_id": {"$eq": past["_id"]}}]
+def _event(past: Mapping[str, Any]) -> dict[str, Any]:
+    """Matches one event; by its document too, which a server can compare before it has made an event of an entry."""
+    return {"documentKey._id": {"$eq": past["documentKey"]["_id"]}, "_id": {"$eq": past["_id"]}}
 
 
 def _in_slots(heard: Heard, owner: str) -> list[dict[str, Any]]:
