@@ -38,6 +38,17 @@ _FORCED = "lost: its retry was forced"
 _FOREVER_MS = 200 * 365 * 86_400_000  # a later date may be outside what other writers can read
 
 
+# said once: it is encoded with each claim
+_CAN_BE: list[dict[str, Any]] = [
+    {"$eq": [[{"$type": "$kind"}, {"$type": "$data"}, {"$type": "$runat"}], ["string", "object", "date"]]},
+    {"$in": [{"$type": "$status"}, ["int", "long", "double"]]},
+    {"$in": ["$status", [int(status) for status in RUNNABLE]]},  # not an array that holds one of them
+    {"$lte": [{"$toLong": "$runat"}, {"$toLong": "$$NOW"}]},
+]
+_DUE: dict[str, Any] = {"$and": _CAN_BE}
+_DUE_AGAIN: dict[str, Any] = {"$and": [*_CAN_BE, {"$isNumber": "$retries"}, {"$gt": ["$retries", 1]}]}
+
+
 def literal(value: Any) -> dict[str, Any]:
     """A value as a pipeline's constant, whatever it looks like."""
     return {"$literal": value}
@@ -79,18 +90,7 @@ def claim(
 
     With ``ahead``, for which no slot is free yet, only those that may start more than once.
     """
-    due: dict[str, Any] = {
-        "$and": [
-            {"$eq": [{"$type": "$kind"}, "string"]},
-            {"$eq": [{"$type": "$data"}, "object"]},
-            {"$eq": [{"$type": "$runat"}, "date"]},
-            {"$in": [{"$type": "$status"}, ["int", "long", "double"]]},
-            {"$in": ["$status", [int(status) for status in RUNNABLE]]},  # not an array that holds one of them
-            {"$lte": [{"$toLong": "$runat"}, {"$toLong": "$$NOW"}]},
-        ]
-    }
-    if ahead:
-        due["$and"] += [{"$isNumber": "$retries"}, {"$gt": ["$retries", 1]}]
+    due = _DUE_AGAIN if ahead else _DUE
     # `back` is when the job was put back: with runat zero nothing else says since when it has been due
     lease = {"owner": literal(owner), "token": literal(token), "claimed": "$$NOW", "back": "$wake.at"}
     mine = {"$eq": ["$lease.token", literal(token)]}
