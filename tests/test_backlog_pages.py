@@ -115,3 +115,14 @@ def test_two_jobs_in_one_place_are_both_handed_out():
     for id_ in ("1", 1, 1.5, "1.5", {"a": 1}, "{'a': 1}"):
         assert home.push(Candidate(id_, "mail", 1, ASAP_MS, None, 0.0, "read"))
     assert len([home.pop() for _ in range(6)]) == 6
+
+
+def test_what_comes_after_a_date_begins_with_its_next_millisecond():
+    """Guard: a server may walk over all that equal a ``$gt``: every job to run at once, for the dated ones."""
+    dated = Range("mail", 1, asap=False)
+    assert dated.queries(NOW)[0]["runat"] == {"$gte": DatetimeMS(ASAP_MS + 1), "$lte": DatetimeMS(NOW)}
+    for made, beyond in ((NOW, {"$gte": DatetimeMS(NOW + 1)}), (2**63 - 1, {"$gt": DatetimeMS(2**63 - 1)})):
+        dated.cursor = Candidate("x", "mail", 1, NOW - 7, DatetimeMS(made), 0.0, "read")
+        _, later, after = dated.queries(NOW)
+        assert later["created"] == beyond
+        assert after["runat"] == {"$gte": DatetimeMS(NOW - 6), "$lte": DatetimeMS(NOW)}

@@ -155,12 +155,11 @@ class Range:
         last = self.cursor
         upto = {"$lte": DatetimeMS(until)}
         if last is None:
-            return [
-                {**base, "runat": DatetimeMS(ASAP_MS) if self.asap else {"$gt": DatetimeMS(ASAP_MS), **upto}}
-            ]
+            first: Any = DatetimeMS(ASAP_MS) if self.asap else _after(ASAP_MS) | upto
+            return [{**base, "runat": first}]
         here = {**base, "runat": DatetimeMS(last.runat)}
         # a missing or foreign `created` sorts before the dates and brackets would hide them
-        later = {"$gt": last.created} if date_ms(last.created) is not None else {"$gte": DatetimeMS(ASAP_MS)}
+        later = _after(ASAP_MS - 1 if (at := date_ms(last.created)) is None else at)
         made = last.created  # a foreign one may be a document that looks like a condition
         plain = made is None or isinstance(made, (datetime, DatetimeMS, str, int, float))
         steps = [
@@ -168,13 +167,18 @@ class Range:
             {**here, "created": later},
         ]
         if not self.asap:
-            steps.append({**base, "runat": {"$gt": DatetimeMS(last.runat), **upto}})
+            steps.append({**base, "runat": _after(last.runat) | upto})
         return steps
 
     @property
     def order(self) -> list[tuple[str, int]]:
         """The sort of its queries."""
         return [("created", 1), ("_id", 1)] if self.asap else [("runat", 1), ("created", 1), ("_id", 1)]
+
+
+def _after(ms: int) -> dict[str, Any]:
+    """Dates after this one: from the next millisecond on, since a server may walk over all that equal a ``$gt``."""
+    return {"$gte": DatetimeMS(ms + 1)} if ms < -_EARLIEST - 1 else {"$gt": DatetimeMS(ms)}
 
 
 class Backlog:
