@@ -71,6 +71,8 @@ def options() -> argparse.Namespace:
     add("--uri", default=os.environ.get("STREAMJOBS_URI"), help="a server; one is started by default")
     add("--seconds", type=float, default=30.0, help="how long an idle runner is watched (30)")
     add("--waiting", type=int, default=100_000, help="how many jobs wait in the large collection (100000)")
+    add("--finished", type=int, default=100_000, help="how many have ended in another (100000)")
+    add("--due", type=int, default=20_000, help="how many are due at once in a third (20000)")
     add("--short", action="store_true", help="quicker, and fails if a ratio is worse than the recorded one")
     add("--record", action="store_true", help="with --short: write the ratios down instead")
     told = parser.parse_args()
@@ -112,7 +114,7 @@ async def measure(told: argparse.Namespace) -> tuple[list[Row], str]:
         def step(what: str) -> None:
             progress.update(task, description=what)
 
-        bench = Bench(uri, told.short, told.seconds, told.waiting, step)
+        bench = Bench(uri, told.short, told.seconds, told.waiting, told.finished, told.due, step)
         for name in names(told, sort):
             progress.update(task, name=name, description="")
             rows += [dataclasses.replace(row, server=label) for row in await NAMES[name](bench)]

@@ -1,4 +1,4 @@
-"""Backlog: a collection full of jobs that wait, of which few are due; and many that are due at once.
+"""Backlog: a collection full of jobs that wait, or have ended, of which few are due; and many that are due at once.
 
 Each measurement is a fresh process, so that its start and its memory are its own. Of many due jobs the first is held
 against one raw page of their ids, since some servers read a whole range for any page of it.
@@ -67,25 +67,32 @@ async def worked(bench: Bench, namespace: str, count: int) -> dict[str, float]:
     return json.loads(out)
 
 
-async def fill(jobs: Any, count: int, *, ahead: bool) -> None:
-    """Put so many jobs, due now or in a day."""
-    tomorrow = datetime.now(UTC) + timedelta(days=1)
+WAITING, FINISHED, DUE = "wait", "have ended", "are due"
+
+
+async def fill(jobs: Any, count: int, state: str) -> list[Any]:
+    """Put so many jobs, due now or in a day, or as they are when they have ended; their ids."""
+    ids = []
+    now = datetime.now(UTC)
     for begin in range(0, count, CHUNK):
         many = [raw.document() for _ in range(min(CHUNK, count - begin))]
         for number, one in enumerate(many):
-            if ahead:
-                one["runat"] = tomorrow + timedelta(milliseconds=begin + number)
+            if state == WAITING:
+                one["runat"] = now + timedelta(days=1, milliseconds=begin + number)
+            elif state == FINISHED:
+                one |= {"status": 4, "tries": [{"runner": "bench", "when": now}]}
         await jobs.insert_many(many)
+        ids += [one["_id"] for one in many]
+    return ids
 
 
-async def collection(bench: Bench, waiting: int, due: int) -> tuple[str, Any, Any]:
-    """A fresh collection with so many of both."""
+async def collection(bench: Bench, count: int, state: str) -> tuple[str, Any, Any]:
+    """A fresh collection with so many jobs in a state."""
     namespace = bench.fresh()
     async with Queue(bench.uri, namespace) as jobs:
         await jobs.create_indexes()
     client, mine = bench.raw(namespace)
-    await fill(mine, waiting, ahead=True)
-    await fill(mine, due, ahead=False)
+    await fill(mine, count, state)
     return namespace, client, mine
 
 
@@ -97,49 +104,47 @@ async def raw_page(jobs: Any) -> float:
     return perf_counter() - began
 
 
-async def few_due(bench: Bench) -> list[Row]:
-    """Few due among many that wait, beside few due among a thousand."""
-    sizes = (THOUSAND, bench.of(bench.waiting, min(bench.waiting, 20_000)))
+async def few_due(bench: Bench, name: str, most: int, state: str) -> list[Row]:
+    """Few due among many in a state, beside few due among a thousand in it."""
+    sizes = (THOUSAND, bench.of(most, min(most, 20_000)))
     told: dict[int, list[dict[str, float]]] = {size: [] for size in sizes}
     places = {}
     for size in sizes:
-        bench.step(f"{size} waiting jobs are put")
-        places[size] = await collection(bench, size, 0)
+        bench.step(f"{size} that {state} are put")
+        places[size] = await collection(bench, size, state)
     for number in range(bench.rounds):
         for size in sizes:
-            bench.step(f"{size} waiting, round {number + 1}")
+            bench.step(f"{size} that {state}, round {number + 1}")
             namespace, _, jobs = places[size]
-            await fill(jobs, FEW, ahead=False)
+            ids = await fill(jobs, FEW, DUE)
             told[size].append(await worked(bench, namespace, FEW))
-            await jobs.delete_many({"kind": "bench", "status": 4})
+            await jobs.delete_many({"_id": {"$in": ids}})
     for _, client, _ in places.values():
         await client.close()
     small, large = (told[size] for size in sizes)
     rows = []
-    for name, figure, unit, factor in (
-        ("backlog_first", "first", "s to the first job", 1),
-        ("backlog_job", "job", "ms a job", 1000),
-    ):
+    what = f"{sizes[1]} {state}, {FEW} are due"
+    for figure, unit, factor in (("first", "s to the first job", 1), ("job", "ms a job", 1000)):
         pairs = [a[figure] / b[figure] for a, b in zip(large, small, strict=True)]
         value = percentile([one[figure] for one in large], 0.5) * factor
-        caveat = f"{value:.2f} {unit}; {sizes[1]} wait, {FEW} are due"
-        rows.append(Row.of(name, pairs, f"times a thousand waiting, {LESS}", caveat))
-    caveat = f"peak of a process that ran {FEW} jobs, interpreter and driver included; {sizes[1]} wait"
-    rows.append(Row.of("backlog_memory", [one["memory"] for one in large], f"MB, {LESS}", caveat))
+        beside = f"times a thousand that {state}, {LESS}"
+        rows.append(Row.of(f"{name}_{figure}", pairs, beside, f"{value:.2f} {unit}; {what}"))
+    caveat = f"peak of a process that ran {FEW} jobs, interpreter and driver included; {what}"
+    rows.append(Row.of(f"{name}_memory", [one["memory"] for one in large], f"MB, {LESS}", caveat))
     return rows
 
 
 async def many_due(bench: Bench) -> list[Row]:
     """Many due: the first job beside a raw page, and the cost of a job beside that among a thousand due."""
-    due = bench.of(20_000, 5_000)
+    due = bench.of(bench.due, min(bench.due, 5_000))
     firsts, costs, pages = [], [], []
     for number in range(bench.rounds):
         bench.step(f"a thousand due, round {number + 1}")
-        namespace, client, _ = await collection(bench, 0, THOUSAND)
+        namespace, client, _ = await collection(bench, THOUSAND, DUE)
         small = await worked(bench, namespace, FEW)
         await client.close()
         bench.step(f"{due} due, round {number + 1}")
-        namespace, client, jobs = await collection(bench, 0, due)
+        namespace, client, jobs = await collection(bench, due, DUE)
         pages.append(await raw_page(jobs))
         large = await worked(bench, namespace, FEW)
         await client.close()
@@ -153,8 +158,12 @@ async def many_due(bench: Bench) -> list[Row]:
 
 
 async def run(bench: Bench) -> list[Row]:
-    """Both."""
-    return await few_due(bench) + await many_due(bench)
+    """Many that wait, many that have ended, many that are due."""
+    return [
+        *await few_due(bench, "backlog", bench.waiting, WAITING),
+        *await few_due(bench, "backlog_finished", bench.finished, FINISHED),
+        *await many_due(bench),
+    ]
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ class Bench:
         short: whether this is the form for CI: fewer rounds, smaller counts.
         seconds: how long an idle runner is watched.
         waiting: how many jobs wait in the large collection.
+        finished: how many have ended in another.
+        due: how many are due at once in a third.
         step: called after each part of a round, with what comes next.
 
     """
@@ -31,6 +33,8 @@ class Bench:
     short: bool = False
     seconds: float = 30.0
     waiting: int = 100_000
+    finished: int = 100_000
+    due: int = 20_000
     step: Callable[[str], None] = lambda _what: None
     databases: list[str] = field(default_factory=list)
 

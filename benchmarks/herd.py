@@ -15,12 +15,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 from bson import ObjectId
-from pymongo import monitoring
+from pymongo import AsyncMongoClient, monitoring
 
 from benchmarks import raw
 from benchmarks.bench import Bench
 from benchmarks.rows import LESS, MORE, Row, percentile
 from streamjobs import Queue, clock, subscribe
+from streamjobs.runner.slots import COUNT
 
 PROCESSES, WARM, PAUSE = 3, 5, 0.01
 
@@ -85,6 +86,40 @@ async def host(uri: str, namespace: str, first: int, count: int, settings: dict[
             asked = delivered.count = 0
 
 
+async def raw_host(uri: str, namespace: str, first: int, count: int, total: int) -> None:
+    """The same with the raw driver: so many of ``total`` loops, each with a stream of its own part of the ids."""
+    loop = asyncio.get_running_loop()
+    database, _, name = namespace.partition(".")
+    async with AsyncMongoClient(uri, tz_aware=True, w="majority") as client:
+        claim = await raw.faster_claim(client[database]["probe"])
+
+    async def one(number: int, ready: asyncio.Event) -> None:
+        finishing: set[asyncio.Task[None]] = set()
+
+        def claimed(id_: Any) -> None:
+            print(json.dumps({"job": str(id_), "at": clock.boot(), "runner": number, "try": 1}), flush=True)
+            task = loop.create_task(raw.finish(jobs, id_))
+            finishing.add(task)
+            task.add_done_callback(finishing.discard)
+
+        async with AsyncMongoClient(uri, tz_aware=True, w="majority") as client:
+            jobs = client[database][name]
+            slots = range(number * COUNT // total, (number + 1) * COUNT // total)
+            await raw.listen(jobs, claim, ready, claimed, slots if total > 1 else None)
+
+    tasks = []
+    for number in range(first, first + count):
+        ready = asyncio.Event()
+        tasks.append(loop.create_task(one(number, ready)))
+        await ready.wait()
+    print(json.dumps({"ready": count}), flush=True)
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(json.dumps({"claims": 0, "events": 0}), flush=True)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 # ---- the fleet as the benchmark sees it
 
 
@@ -97,10 +132,10 @@ class Fleet:
         self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
-    async def add(self, uri: str, namespace: str, first: int, count: int, **settings: float) -> None:
-        """Another process."""
+    async def add(self, *arguments: Any) -> None:
+        """Another process, with the arguments of :func:`host` or :func:`raw_host`."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.herd", uri, namespace, str(first), str(count), json.dumps(settings),
+            sys.executable, "-m", "benchmarks.herd", *map(json.dumps, arguments),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self.processes.append(process)
@@ -124,6 +159,14 @@ class Fleet:
         line = await self.next("job")
         assert line["job"] == str(document["_id"])
         return line["at"] - began
+
+    async def singles(self, count: int) -> list[float]:
+        """So many inserts, each into an idle fleet."""
+        latencies = []
+        for _ in range(count):
+            latencies.append(await self.one())
+            await asyncio.sleep(PAUSE)
+        return latencies
 
     async def quiet(self) -> None:
         """Until every outcome is written and what the others still try is over."""
@@ -161,9 +204,9 @@ class Fleet:
 
 @asynccontextmanager
 async def fleet(
-    bench: Bench, runners: int, processes: int = PROCESSES, **settings: float
+    bench: Bench, runners: int, processes: int = PROCESSES, *, theirs: bool = False, **settings: float
 ) -> AsyncIterator[Fleet]:
-    """Runners that are all up and warm, in so many processes at most."""
+    """Runners that are all up and warm, in so many processes at most; or raw loops that share the ids."""
     namespace = bench.fresh()
     async with Queue(bench.uri, namespace) as jobs:
         await jobs.create_indexes()
@@ -172,7 +215,7 @@ async def fleet(
     try:
         shares = [len(range(part, runners, processes)) for part in range(min(processes, runners))]
         for part, share in enumerate(shares):
-            await one.add(bench.uri, namespace, sum(shares[:part]), share, **settings)
+            await one.add(bench.uri, namespace, sum(shares[:part]), share, runners if theirs else settings)
         for _ in shares:
             await one.next("ready")
         for _ in range(WARM):
@@ -192,10 +235,7 @@ async def measure(bench: Bench, runners: int) -> dict[str, list[float]]:
     async with fleet(bench, runners) as one:
         for number in range(bench.rounds):
             bench.step(f"{runners} runners, round {number + 1}")
-            latencies = []
-            for _ in range(samples):
-                latencies.append(await one.one())
-                await asyncio.sleep(PAUSE)
+            latencies = await one.singles(samples)
             claims, events = await one.counted()
             out["p50"].append(percentile(latencies, 0.5))
             out["p99"].append(percentile(latencies, 0.99))
@@ -212,11 +252,22 @@ async def measure(bench: Bench, runners: int) -> dict[str, list[float]]:
     return {**out, "least": [min(shares)], "most": [max(shares)]}
 
 
+async def measure_raw(bench: Bench, runners: int) -> list[float]:
+    """By round: p50 of pickup by as many raw loops that share the ids, without a watcher or anything else."""
+    out = []
+    async with fleet(bench, runners, theirs=True) as one:
+        for number in range(bench.rounds):
+            bench.step(f"{runners} raw loops, round {number + 1}")
+            out.append(percentile(await one.singles(bench.of(60, 20)), 0.5))
+    return out
+
+
 async def run(bench: Bench) -> list[Row]:
     """One runner, eight, sixty-four."""
     alone = await measure(bench, 1)
     rows = []
     for runners in (8,) if bench.short else (8, 64):
+        theirs = await measure_raw(bench, runners)
         many = await measure(bench, runners)
         name = f"herd_{runners}"
         what = f"{runners} runners in {min(PROCESSES, runners)} processes, single inserts into an idle fleet"
@@ -230,6 +281,9 @@ async def run(bench: Bench) -> list[Row]:
             rows.append(
                 Row.of(f"{name}_pickup_{figure}", pairs, f"times one runner, {LESS}", f"{ms:.1f} ms; {what}")
             )
+        pairs = [a / b for a, b in zip(many["p50"], theirs, strict=True)]
+        caveat = f"{percentile(theirs, 0.5) * 1000:.1f} ms; as many raw streams in as many processes, each with its part of the ids"
+        rows.append(Row.of(f"{name}_pickup_raw", pairs, f"times raw loops, {LESS}", caveat))
         waves = f"of an equal share; waves of {runners} jobs, 10 slots each, {bench.of(8, 4) * bench.rounds} jobs to a runner"
         rows.append(Row.of(f"{name}_least", many["least"], f"share of the idlest, {MORE}", waves))
         rows.append(Row.of(f"{name}_most", many["most"], f"share of the busiest, {LESS}", waves))
@@ -237,4 +291,5 @@ async def run(bench: Bench) -> list[Row]:
 
 
 if __name__ == "__main__":
-    asyncio.run(host(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), json.loads(sys.argv[5])))
+    uri_, namespace_, first_, count_, last = map(json.loads, sys.argv[1:])
+    asyncio.run((raw_host if isinstance(last, int) else host)(uri_, namespace_, first_, count_, last))

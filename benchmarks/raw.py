@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from time import perf_counter
 from typing import Any
@@ -65,10 +65,21 @@ async def faster_claim(jobs: Any) -> Callable[[Any, Any], Any]:
 
 
 async def listen(
-    jobs: Any, claim: Callable[[Any, Any], Any], ready: asyncio.Event, claimed: Callable[[Any], None]
+    jobs: Any,
+    claim: Callable[[Any, Any], Any],
+    ready: asyncio.Event,
+    claimed: Callable[[Any], None],
+    slots: Sequence[int] | None = None,
 ) -> None:
-    """Insert, event, claim by id: tell of each claimed job."""
-    pipeline = [{"$match": {"operationType": "insert"}}, {"$project": {"documentKey": 1}}]
+    """Insert, event, claim by id: tell of each claimed job; with ``slots`` only of those whose ``_id`` ends so."""
+    pipeline: list[dict[str, Any]] = [
+        {"$match": {"operationType": "insert"}},
+        {"$project": {"documentKey": 1}},
+    ]
+    if slots is not None:
+        slot = {"$substrBytes": [{"$toString": "$documentKey._id"}, 22, 2]}
+        pipeline[1]["$project"]["slot"] = slot
+        pipeline.append({"$match": {"slot": {"$in": [f"{one:02x}" for one in slots]}}})
     async with await jobs.watch(pipeline, max_await_time_ms=10_000) as stream:
         ready.set()
         async for change in stream:

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import chart, drain, idle, raw
+from benchmarks import backlog, chart, drain, herd, idle, raw
 from benchmarks.bench import Bench
 from benchmarks.rows import LESS, MORE, Row, percentile
 
@@ -127,3 +127,36 @@ async def test_a_benchmark_from_end_to_end(bench, client, monkeypatch):
     assert "put 3" in told
     for database in bench.databases:
         await client.drop_database(database)
+
+
+async def test_raw_loops_that_share_the_ids_run_each_job_once(bench, client):
+    jobs = [raw.document() for _ in range(20)]
+    async with herd.fleet(bench, 6, 2, theirs=True) as fleet:
+        await fleet.jobs.insert_many(jobs)
+        told = [await fleet.next("job") for _ in jobs]
+        await fleet.quiet()
+        written = [
+            len(one["tries"]) async for one in fleet.jobs.find({"_id": {"$in": [job["_id"] for job in jobs]}})
+        ]
+    assert written == [1] * len(jobs)
+    ran = {line["job"]: line["runner"] for line in told}
+    for job in jobs:
+        number = ran[str(job["_id"])]
+        assert job["_id"].binary[-1] in range(number * 256 // 6, (number + 1) * 256 // 6)
+    for database in bench.databases:
+        await client.drop_database(database)
+
+
+async def test_a_backlog_is_measured_among_jobs_that_stay_as_they_are(bench, client, monkeypatch):
+    monkeypatch.setattr(Bench, "rounds", 1)
+    monkeypatch.setattr(backlog, "FEW", 5)
+    monkeypatch.setattr(backlog, "THOUSAND", 10)
+    for state in (backlog.WAITING, backlog.FINISHED):
+        rows = await backlog.few_due(bench, "a", 30, state)
+        assert [one.name for one in rows] == ["a_first", "a_job", "a_memory"]
+        assert all(one.low > 0 for one in rows)
+    left = []
+    for database in bench.databases:
+        left += [one["status"] async for one in client[database].jobs.find({"kind": "bench"})]
+        await client.drop_database(database)
+    assert sorted(left) == [1] * 40 + [4] * 40
