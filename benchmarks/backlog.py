@@ -22,6 +22,7 @@ from streamjobs import Queue
 from streamjobs.clock import boot
 
 FEW, THOUSAND, CHUNK = 500, 1_000, 10_000
+WAITING, FINISHED, DUE = "wait", "have ended", "are due"
 
 
 async def work(uri: str, namespace: str, count: int) -> None:
@@ -65,9 +66,6 @@ async def worked(bench: Bench, namespace: str, count: int) -> dict[str, float]:
     out, _ = await process.communicate()
     assert process.returncode == 0
     return json.loads(out)
-
-
-WAITING, FINISHED, DUE = "wait", "have ended", "are due"
 
 
 async def fill(jobs: Any, count: int, state: str) -> list[Any]:

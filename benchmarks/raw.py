@@ -72,13 +72,12 @@ async def listen(
     slots: Sequence[int] | None = None,
 ) -> None:
     """Insert, event, claim by id: tell of each claimed job; with ``slots`` only of those whose ``_id`` ends so."""
-    pipeline: list[dict[str, Any]] = [
-        {"$match": {"operationType": "insert"}},
-        {"$project": {"documentKey": 1}},
-    ]
-    if slots is not None:
+    pipeline: list[dict[str, Any]] = [{"$match": {"operationType": "insert"}}]
+    if slots is None:
+        pipeline.append({"$project": {"documentKey": 1}})
+    else:
         slot = {"$substrBytes": [{"$toString": "$documentKey._id"}, 22, 2]}
-        pipeline[1]["$project"]["slot"] = slot
+        pipeline.append({"$project": {"documentKey": 1, "slot": slot}})
         pipeline.append({"$match": {"slot": {"$in": [f"{one:02x}" for one in slots]}}})
     async with await jobs.watch(pipeline, max_await_time_ms=10_000) as stream:
         ready.set()
