@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 from pymongo.write_concern import WriteConcern
@@ -40,7 +41,7 @@ def _claim(loosen: Callable[[dict[str, Any], list[Any]], None]) -> None:
     real = transitions.claim
 
     def claim(*args: Any, **options: Any) -> transitions.Change:
-        guard, update = real(*args, **options)
+        guard, update = deepcopy(real(*args, **options))  # the conditions are shared by all claims
         loosen(guard, update[0]["$set"]["lease"]["$cond"][0]["$and"])
         return guard, update
 

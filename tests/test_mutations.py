@@ -220,6 +220,7 @@ async def test_without_the_guard_the_checker_finds_the_breach(name, perform):
     found: set[str] = set()
     for attempt in range(3):
         found |= await perform(name, mutated=True, attempt=attempt)
+        assert "a runner ended" not in found, "it broke by itself, which says nothing about the guard"
         if found & CASES[name].breaches:
             return
     raise AssertionError(found)
