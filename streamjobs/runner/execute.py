@@ -11,6 +11,7 @@ import asyncio
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -35,6 +36,9 @@ _RECENT = 0.2  # seconds over which the pace is counted
 class Executor:
     """Runs handlers, as many at once as there are slots; what was claimed ahead waits here for a slot.
 
+    Each handler gets the context variables that were set where this was made, and its own copy of them: those of
+    the claim loop hold the driver's deadline for a claim, and those of the handler before it are that one's affair.
+
     Args:
         slots: how many handlers run at once.
         ended: called in the event loop with each job in hand and how its try ended.
@@ -58,6 +62,7 @@ class Executor:
         self._giving_back: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self._closing = False
+        self._context = copy_context()
 
     @cached_property
     def _threads(self) -> CapacityLimiter:
@@ -103,7 +108,9 @@ class Executor:
                 self._give_back_later()
 
     def _begin(self, held: Held) -> None:
-        held.task = asyncio.create_task(self._one(held), name=f"streamjobs try {held.job.id}")
+        held.task = asyncio.create_task(
+            self._one(held), name=f"streamjobs try {held.job.id}", context=self._context.copy()
+        )
         self._tasks[held] = held.task
 
     def _give_back_later(self) -> None:
