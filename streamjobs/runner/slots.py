@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import log
+from operator import neg
 from typing import Any
 
 from bson.objectid import ObjectId
@@ -141,33 +142,24 @@ def _deal(weights: Mapping[str, int], role: str, taken: Mapping[int, str]) -> di
     """
     room = _quotas(weights, role)
     even = len(set(weights.values())) == 1
-
-    def score(owner: str, slot: int) -> float:
-        return _score(_numbers(role, owner)[slot], 1 if even else weights[owner])
-
-    scores = {owner: [score(owner, slot) for slot in range(COUNT)] for owner in room}
-    liked = [iter(sorted(room, key=lambda one: (scores[one][slot], one))) for slot in range(COUNT)]
-    queue: list[tuple[float, str, int]] = []
-
-    def propose(slot: int) -> None:
-        owner = next((one for one in liked[slot] if room[one] > 0 and one != taken.get(slot)), None)
-        if owner is not None:
-            heapq.heappush(queue, (scores[owner][slot], owner, slot))
-
-    for slot in range(COUNT):
-        propose(slot)
+    owners = sorted(room)
+    scores: list[float] = []  # of the first owner for each slot, then of the second
+    for owner in owners:
+        numbers = _numbers(role, owner)[:COUNT]
+        scores += map(neg, numbers) if even else [_score(one, weights[owner]) for one in numbers]
     dealt: dict[int, str] = {}
-    while queue:
-        _, owner, slot = heapq.heappop(queue)
-        if room[owner] > 0:
+    for place in sorted(range(len(scores)), key=scores.__getitem__):
+        row, slot = divmod(place, COUNT)
+        owner = owners[row]
+        if slot not in dealt and room[owner] > 0 and owner != taken.get(slot):
             room[owner] -= 1
             dealt[slot] = owner
-        else:
-            propose(slot)
+            if len(dealt) == COUNT:
+                break
     for slot in range(COUNT):  # the last ones may find room only where they must not go
         if slot not in dealt:
-            others = (one for one in weights if one != taken.get(slot))
-            dealt[slot] = min(others, key=lambda one: (score(one, slot), one))
+            others = sorted(one for one in weights if one != taken.get(slot))
+            dealt[slot] = min(others, key=lambda one: _score(_numbers(role, one)[slot], weights[one]))
     return dealt
 
 
