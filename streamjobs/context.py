@@ -43,8 +43,8 @@ def of_task(task: asyncio.Task[Any]) -> Job | None:
 def check_lease() -> None:
     """Raise LeaseLost inside a handler whose try no longer holds its job; outside, do nothing.
 
-    Every call into the library begins with it.
+    Every call into the library begins with it. A task that a handler has started and that outlives it is outside.
     """
     job = _current.get()
-    if job is not None:
+    if job is not None and job.held is not None and job.held.result is None:
         job.check()

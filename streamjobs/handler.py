@@ -76,6 +76,11 @@ class Handler:
             or not 0 <= retries < 2**31
         ):
             raise BadArgument("retries", retries, "give a whole number from 0: attempts in all")
+        if _gives(function, inspect.isgeneratorfunction) or _gives(function, inspect.isasyncgenfunction):
+            raise HandlerError(
+                f"handler of {kind!r}: it is a generator (it has a yield), of which a call runs nothing; "
+                "put that into another function and loop over it in the handler"
+            )
         places, rest = _places(kind, function)
         return cls(
             kind,
@@ -90,10 +95,15 @@ class Handler:
 
 def is_async(function: Callable[..., Any]) -> bool:
     """Whether a call gives a coroutine: functions, partials, methods and objects with an async __call__."""
+    return _gives(function, inspect.iscoroutinefunction)
+
+
+def _gives(function: Callable[..., Any], sort: Callable[[object], bool]) -> bool:
+    """Whether a function, or what a partial or an object calls, is of a sort."""
     while isinstance(function, functools.partial):
         function = cast("Callable[..., Any]", function.func)
     call = getattr(type(function), "__call__", None)  # noqa: B004 - its sort is asked for, not whether it is there
-    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
+    return sort(function) or sort(call)
 
 
 def _places(kind: str, function: Callable[..., Any]) -> tuple[list[tuple[str, Any, inspect.Parameter]], bool]:

@@ -59,7 +59,6 @@ async def test_what_a_claim_brings_after_stop_is_released_unbegun_and_uncharged(
         await seen.wait("runner.started")
         failpoint({"times": 1}, "streamjobs/runner", ["findAndModify"], blockConnection=True, blockTimeMS=500)
         job = await queue.put("mail")
-        await seen.wait("job.woken", job=job.id)
         while not runner._claimer.in_flight:
             await asyncio.sleep(0)
         runner.stop()

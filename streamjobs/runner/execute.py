@@ -8,10 +8,12 @@ short what a handler awaits to clean up, and spin while one swallows it.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import traceback
 from collections import deque
 from collections.abc import Callable
 from contextvars import copy_context
+from dataclasses import replace
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -108,9 +110,11 @@ class Executor:
                 self._give_back_later()
 
     def _begin(self, held: Held) -> None:
-        held.task = asyncio.create_task(
-            self._one(held), name=f"streamjobs try {held.job.id}", context=self._context.copy()
-        )
+        # not by the loop's task factory: an eager one runs the handler here, in the middle of the claim
+        held.task = asyncio.Task(
+            self._one(held), loop=asyncio.get_running_loop(), name=f"streamjobs try {held.job.id}",
+            context=self._context.copy(),
+        )  # fmt: skip
         self._tasks[held] = held.task
 
     def _give_back_later(self) -> None:
@@ -201,13 +205,13 @@ class Executor:
             return Ended("released", "the runner is stopping")
         if events.wanted("debug"):
             events.emit("try.started", **held.about())
-        job = held.job
-        job.held = held  # what job.log and job.lost look at
+        # the handler's own: what it changes in it must not change which job is finished, and how
+        job = replace(held.job, tries=list(held.job.tries), held=held)
         held.started = boot()
         token = context.enter(job)
         try:
             call = self._call_async if held.handler.asynchronous else self._call_thread
-            return await call(held)
+            return await call(held, job)
         except asyncio.CancelledError:
             if not held.told_stop and not held.told_lost:
                 raise
@@ -215,9 +219,9 @@ class Executor:
         finally:
             context.leave(token)
 
-    async def _call_async(self, held: Held) -> Ended:
+    async def _call_async(self, held: Held, job: Job) -> Ended:
         try:
-            args, named = held.handler.arguments(held.job)
+            args, named = held.handler.arguments(job)
             return _returned(await held.handler.function(*args, **named))
         except asyncio.CancelledError as error:
             if held.told_stop or held.told_lost:
@@ -230,10 +234,10 @@ class Executor:
         except BaseException as error:  # noqa: BLE001 - also SystemExit: one handler may not end the others
             return _raised(error)
 
-    async def _call_thread(self, held: Held) -> Ended:
+    async def _call_thread(self, held: Held, job: Job) -> Ended:
         def call() -> Ended:
             try:
-                args, named = held.handler.arguments(held.job)
+                args, named = held.handler.arguments(job)
                 ended = _returned(held.handler.function(*args, **named))
             except BaseException as error:  # noqa: BLE001 - as above
                 ended = _raised(error)
@@ -259,9 +263,14 @@ def _returned(value: Any) -> Ended:
         return Ended("snoozed", delay=float(value.delay))
     if isinstance(value, Cancel):
         return Ended("cancelled", value.reason)
-    if asyncio.iscoroutine(value):
+    if inspect.iscoroutine(value):  # asyncio's would say so of a generator, before Python 3.12
         value.close()
         return Ended("failure", "the handler returned a coroutine: define it with async def", "TypeError")
+    if inspect.isawaitable(value) or inspect.isgenerator(value) or inspect.isasyncgen(value):
+        sort = type(value).__name__
+        return Ended(
+            "failure", f"the handler returned a {sort}: await it, or loop over it, there", "TypeError"
+        )
     return _SUCCESS
 
 

@@ -73,7 +73,6 @@ class Runner:
         self._source = source
         self._handlers = dict(handlers)
         self._clock = ServerClock()
-        self._stopping: asyncio.Event | None = None
         self._outage = Outage(lambda: self._who)
         self._stopper = Stopper(settings.stop_deadline, self._outage)
         self._client: Any = None
@@ -104,7 +103,7 @@ class Runner:
         return len(self._stopper.stuck)
 
     def stop(self, reason: str = "stop") -> None:
-        """Ask it to stop: no new jobs, running handlers may go on until the deadline. Again: at once."""
+        """Ask it to stop: no new jobs, running handlers may go on until the deadline. Again: at once. In any thread."""
         self._stopper.ask(reason)
 
     async def wait_stopped(self) -> None:
@@ -119,9 +118,10 @@ class Runner:
             StreamRefused: the server gives no change stream, and ``poll`` was not chosen.
 
         """
-        if self._beat is not None:
-            raise ConfigError(f"runner {self.name!r} has run already: make a new one with queue.runner(...)")
-        began = boot()
+        self._stopper.begin(self.name)
+        await self._run(boot())
+
+    async def _run(self, began: float) -> None:
         try:
             if await self._stopper.unless_asked(self._open()):
                 await self._serve()
@@ -140,7 +140,8 @@ class Runner:
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Runner, None]:
         """Run it in the background while the context is open; stops it, in order, on leaving."""
-        task = asyncio.create_task(self.run(), name=f"streamjobs runner {self.name}")
+        self._stopper.begin(self.name)
+        task = asyncio.create_task(self._run(boot()), name=f"streamjobs runner {self.name}")
         ready = asyncio.create_task(self._stopper.started.wait())
         try:
             await asyncio.wait([task, ready], return_when=asyncio.FIRST_COMPLETED)

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 
@@ -19,6 +20,22 @@ class Stoppable(Protocol):
         ...
 
 
+@dataclass(eq=False)
+class _Told:
+    """A runner that signals are told to, and how many it has seen of them."""
+
+    runner: Stoppable
+    numbers: Sequence[signal.Signals]
+    noted: Callable[[int], None]
+    loop: asyncio.AbstractEventLoop
+    seen: int = 0
+
+
+#: Those of this process; a signal is for all that asked for it.
+_told: list[_Told] = []
+_before: dict[signal.Signals, Any] = {}
+
+
 @contextmanager
 def on_signals(
     numbers: Sequence[signal.Signals], runner: Stoppable, noted: Callable[[int], None] = lambda _count: None
@@ -26,7 +43,8 @@ def on_signals(
     """The first signal stops the runner, the second cancels its handlers, the third exits the process.
 
     They are counted as soon as the main thread runs any Python code, and not by the event loop, which a handler may
-    block.
+    block. Several runners of a process are all told. What was there before comes back when the last one has ended;
+    handlers that were given to the event loop (``loop.add_signal_handler``) can't be asked for, and do not.
 
     Args:
         numbers: which signals.
@@ -37,26 +55,30 @@ def on_signals(
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread can; somebody else handles them
         return
-    loop = asyncio.get_running_loop()
-    seen = 0
-
-    def handle(number: int, _frame: Any) -> None:
-        nonlocal seen
-        seen += 1
-        if seen > 2:
-            os._exit(128 + number)
-        noted(seen)
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(runner.stop, signal.Signals(number).name)
-
-    before = {number: signal.getsignal(number) for number in numbers}
+    one = _Told(runner, numbers, noted, asyncio.get_running_loop())
+    _told.append(one)
     for number in numbers:
-        # wakes a loop that waits, whichever thread was given the signal; then Python calls our own
-        loop.add_signal_handler(number, lambda: None)
-        signal.signal(number, handle)
+        if number not in _before:
+            _before[number] = signal.getsignal(number)
+            # wakes a loop that waits, whichever thread was given the signal; then Python calls our own
+            one.loop.add_signal_handler(number, lambda: None)
+            signal.signal(number, _handle)
     try:
         yield
     finally:
-        for number in numbers:
-            loop.remove_signal_handler(number)
-            signal.signal(number, before[number])
+        _told.remove(one)
+        wanted = {number for other in _told for number in other.numbers}
+        for number in [number for number in _before if number not in wanted]:
+            one.loop.remove_signal_handler(number)
+            before = _before.pop(number)  # None: set by something other than Python, which can't be set again
+            signal.signal(number, signal.SIG_DFL if before is None else before)
+
+
+def _handle(number: int, _frame: Any) -> None:
+    for one in [one for one in _told if number in one.numbers]:
+        one.seen += 1
+        if one.seen > 2:
+            os._exit(128 + number)
+        one.noted(one.seen)
+        with suppress(RuntimeError):  # the loop is closed
+            one.loop.call_soon_threadsafe(one.runner.stop, signal.Signals(number).name)

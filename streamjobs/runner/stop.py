@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import anyio
@@ -11,6 +14,7 @@ from pymongo.errors import DocumentTooLarge, OperationFailure, PyMongoError
 
 from streamjobs import events
 from streamjobs.clock import boot
+from streamjobs.errors import ConfigError
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
@@ -40,9 +44,23 @@ class Stopper:
         self._told = False
         self.stuck: set[Held] = set()
         self._due: float | None = None
+        self._home: tuple[asyncio.AbstractEventLoop, int] | None = None
+
+    def begin(self, name: str) -> None:
+        """The run of this runner begins, in this loop and thread; it does so once."""
+        if self._home is not None:
+            raise ConfigError(f"runner {name!r} has run already: make a new one with queue.runner(...)")
+        self._home = (asyncio.get_running_loop(), threading.get_ident())
 
     def ask(self, reason: str, *, at_once: bool = False) -> None:
-        """Ask for a stop; asked again, at once."""
+        """Ask for a stop; asked again, at once. In any thread."""
+        if self._home is None or self._home[1] == threading.get_ident():
+            self._ask(reason, at_once=at_once)
+            return
+        with suppress(RuntimeError):  # the loop is closed, so it has ended
+            self._home[0].call_soon_threadsafe(partial(self._ask, reason, at_once=at_once))
+
+    def _ask(self, reason: str, *, at_once: bool) -> None:
         if self.asked.is_set() or at_once:
             self._at_once.set()
         if not self.asked.is_set():
