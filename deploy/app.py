@@ -11,4 +11,4 @@ jobs = Queue(os.environ.get("STREAMJOBS_URI", "mongodb://localhost:27017/?replic
 @jobs.handler("hello", retries=3, retry_interval=5)
 async def hello(job: Job) -> None:
     """Log what the job carries."""
-    job.log.info("hello", **job.data)
+    job.log.info("hello", data=job.data)

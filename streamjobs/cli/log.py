@@ -53,7 +53,8 @@ class Form(enum.StrEnum):
 def configure(form: Form, *, debug: bool = False) -> None:
     """Send events and log lines to stderr, unless the application has configured structlog or logging itself."""
     render = _as_json if form.is_json else _as_text
-    if not structlog.is_configured():
+    ours = not structlog.is_configured()
+    if ours:
         structlog.configure(
             processors=[
                 structlog.contextvars.merge_contextvars,
@@ -70,7 +71,8 @@ def configure(form: Form, *, debug: bool = False) -> None:
         )
     root = logging.getLogger()
     if not root.handlers:
-        root.addHandler(_Bridge())
+        # the application's structlog may write to this logger: a bridge would hand each line back to it, for ever
+        root.addHandler(_Bridge() if ours else logging.StreamHandler(sys.stderr))
         root.setLevel(logging.INFO)
         logging.captureWarnings(capture=True)
 
@@ -229,6 +231,9 @@ class _Bridge(logging.Handler):
         try:
             logger: Any = structlog.get_logger(record.name)
             write: Callable[..., Any] = logger.log
-            write(record.levelno, record.getMessage(), exc_info=record.exc_info or None)
+            level = min(
+                max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL
+            )  # structlog has no others
+            write(level, record.getMessage(), exc_info=record.exc_info or None)
         except Exception:  # noqa: BLE001 - logging's own rule: an error of logging is not the program's
             self.handleError(record)
