@@ -16,6 +16,7 @@ from streamjobs import ASAP
 from streamjobs.clock import boot
 from streamjobs.runner import fleet
 from streamjobs.runner.lease import record_id
+from streamjobs.runner.passing import Passing
 from streamjobs.runner.slots import COUNT, slot_of
 from tests.crew import crew, document, in_slot, stop_for_good
 
@@ -97,8 +98,11 @@ async def test_a_look_that_fails_is_done_again(queue, raw, seen):
         await seen.wait("try", job=one["_id"], outcome="success", timeout=15)
 
 
-async def test_a_full_watcher_whose_slots_become_free_at_once_asks_for_what_it_left_out(queue, raw, seen):
+async def test_a_full_watcher_whose_slots_become_free_at_once_asks_for_what_it_left_out(
+    queue, raw, seen, monkeypatch
+):
     """Guard: Fleet._skipped. Outcomes of one write make it free by several slots at a time."""
+    monkeypatch.setattr(Passing, "room", False)  # nobody whom it knows of has a free slot
     slot, free = 7, asyncio.Event()
 
     @queue.handler("mail")
