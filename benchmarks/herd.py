@@ -105,7 +105,7 @@ async def raw_host(uri: str, namespace: str, first: int, count: int, total: int)
         async with AsyncMongoClient(uri, tz_aware=True, w="majority") as client:
             jobs = client[database][name]
             slots = range(number * COUNT // total, (number + 1) * COUNT // total)
-            await raw.listen(jobs, claim, ready, claimed, slots if total > 1 else None)
+            await raw.listen(jobs, claim, ready, claimed, slots)
 
     tasks = []
     for number in range(first, first + count):
@@ -120,6 +120,8 @@ async def raw_host(uri: str, namespace: str, first: int, count: int, total: int)
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
+HOSTS = {"runners": host, "raw": raw_host}
+
 # ---- the fleet as the benchmark sees it
 
 
@@ -132,10 +134,10 @@ class Fleet:
         self.told: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._readers: list[asyncio.Task[None]] = []
 
-    async def add(self, *arguments: Any) -> None:
-        """Another process, with the arguments of :func:`host` or :func:`raw_host`."""
+    async def add(self, sort: str, *arguments: Any) -> None:
+        """Another process of a sort, one of HOSTS, with its arguments."""
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "benchmarks.herd", *map(json.dumps, arguments),
+            sys.executable, "-m", "benchmarks.herd", sort, *map(json.dumps, arguments),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         self.processes.append(process)
@@ -213,9 +215,10 @@ async def fleet(
     client, collection = bench.raw(namespace)
     one = Fleet(collection)
     try:
+        sort, last = ("raw", runners) if theirs else ("runners", settings)
         shares = [len(range(part, runners, processes)) for part in range(min(processes, runners))]
         for part, share in enumerate(shares):
-            await one.add(bench.uri, namespace, sum(shares[:part]), share, runners if theirs else settings)
+            await one.add(sort, bench.uri, namespace, sum(shares[:part]), share, last)
         for _ in shares:
             await one.next("ready")
         for _ in range(WARM):
@@ -291,5 +294,4 @@ async def run(bench: Bench) -> list[Row]:
 
 
 if __name__ == "__main__":
-    uri_, namespace_, first_, count_, last = map(json.loads, sys.argv[1:])
-    asyncio.run((raw_host if isinstance(last, int) else host)(uri_, namespace_, first_, count_, last))
+    asyncio.run(HOSTS[sys.argv[1]](*map(json.loads, sys.argv[2:])))

@@ -231,9 +231,8 @@ class _Bridge(logging.Handler):
         try:
             logger: Any = structlog.get_logger(record.name)
             write: Callable[..., Any] = logger.log
-            level = min(
-                max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL
-            )  # structlog has no others
+            # structlog knows only the standard levels
+            level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
             write(level, record.getMessage(), exc_info=record.exc_info or None)
         except Exception:  # noqa: BLE001 - logging's own rule: an error of logging is not the program's
             self.handleError(record)

@@ -58,7 +58,9 @@ def on_signals(
     one = _Told(runner, numbers, noted, asyncio.get_running_loop())
     _told.append(one)
     for number in numbers:
-        if number not in _before:
+        if (
+            number not in _before
+        ):  # else it is set, and setting it again would lose one that comes between the two
             _before[number] = signal.getsignal(number)
             # wakes a loop that waits, whichever thread was given the signal; then Python calls our own
             one.loop.add_signal_handler(number, lambda: None)
@@ -68,7 +70,7 @@ def on_signals(
     finally:
         _told.remove(one)
         wanted = {number for other in _told for number in other.numbers}
-        for number in [number for number in _before if number not in wanted]:
+        for number in _before.keys() - wanted:
             one.loop.remove_signal_handler(number)
             before = _before.pop(number)  # None: set by something other than Python, which can't be set again
             signal.signal(number, signal.SIG_DFL if before is None else before)
