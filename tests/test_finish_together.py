@@ -60,7 +60,7 @@ async def finishing(uri, namespace, documents):
         finisher = Finisher(store, clock, lambda: "o", "w")
         finisher.done = lambda held, status, _after: settled.append((held.job.id, status))
         sent.updates.clear()
-        writing = asyncio.create_task(finisher.run())
+        writing = asyncio.create_task(finisher._run())
         try:
             yield finisher, hands, sent.updates, settled
         finally:

@@ -12,6 +12,7 @@ import inspect
 import traceback
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
 from functools import cached_property
@@ -156,9 +157,13 @@ class Executor:
 
     def stop(self) -> None:
         """Stop's deadline has passed: cancel what runs."""
-        for held in self._tasks:
+        for held in list(self._tasks):
             held.told_stop = True
-            self._cancel(held, "stop")
+            if held.task is not None and held.task.done():  # cancelled by another before its first line
+                del self._tasks[held]
+                self._ended(held, Ended("released", "the runner is stopping"))
+            else:
+                self._cancel(held, "stop")
 
     def abandon(self) -> list[Held]:
         """Leave behind what did not end; it is recorded by whoever vouches for it, when it ends."""
@@ -168,6 +173,8 @@ class Executor:
                 if held.result is None:
                     held.abandoned = True
                     left.append(held)
+                    if held.over is not None:
+                        held.over.set()
         return left
 
     def _cancel(self, held: Held, reason: str) -> None:
@@ -183,12 +190,13 @@ class Executor:
                 ended = _raised(error)
             held.ended = held.ended or boot()
             with held.lock:
-                held.result = held.result or ended
                 orphan = held.abandoned
+                if held.handler.asynchronous or not orphan:
+                    held.result = held.result or ended
             if not orphan:
-                self._ended(held, _trusted(held, held.result))
+                self._ended(held, _trusted(held, held.result or ended))
             elif held.handler.asynchronous:  # a thread tells by itself, since its loop may be gone
-                self._orphaned(held, _trusted(held, held.result))
+                self._orphaned(held, _trusted(held, held.result or ended))
         finally:
             self._tasks.pop(held, None)
             self._ends.append(boot())
@@ -226,16 +234,27 @@ class Executor:
         except asyncio.CancelledError as error:
             if held.told_stop or held.told_lost:
                 raise
-            return _raised(
-                error
-            )  # not ours: it awaited something that was cancelled, or somebody cancelled it
+            if held.task is not None and held.task.cancelling():
+                # somebody cancelled the task itself; who cancels all at once, as the end of asyncio.run does, has
+                # cancelled the runner with it, which knows of that a turn later
+                await asyncio.sleep(0)
+                if self._closing:
+                    return Ended("interrupted", "the runner stopped")
+            return _raised(error)  # also where it awaited something that was cancelled
         except GeneratorExit:
             raise
         except BaseException as error:  # noqa: BLE001 - also SystemExit: one handler may not end the others
             return _raised(error)
 
     async def _call_thread(self, held: Held, job: Job) -> Ended:
+        loop, begun, withdrawn = asyncio.get_running_loop(), False, False
+
         def call() -> Ended:
+            nonlocal begun
+            with held.lock:
+                begun = not withdrawn
+            if not begun:
+                return _UNCALLED
             try:
                 args, named = held.handler.arguments(job)
                 ended = _returned(held.handler.function(*args, **named))
@@ -244,15 +263,34 @@ class Executor:
             held.ended = boot()
             with held.lock:
                 held.result = ended
-                orphan = held.abandoned
+                orphan, over = held.abandoned, held.over
             if orphan:
                 self._orphaned(held, _trusted(held, ended))
+            elif over is not None:
+                with suppress(RuntimeError):  # the loop is closed
+                    loop.call_soon_threadsafe(over.set)
             return ended
 
-        # not cancellable: the slot stays taken for as long as the thread runs
-        return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=False)
+        try:
+            # not cancellable: the slot stays taken for as long as the thread runs
+            return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=False)
+        except asyncio.CancelledError:
+            with held.lock:
+                withdrawn = not begun
+                held.over = over = asyncio.Event()
+            if withdrawn:
+                held.started = None
+                return _UNCALLED
+            # cancelled past that shield, as at the end of asyncio.run: the thread goes on, and has the job
+            while held.result is None and not held.abandoned:
+                with suppress(asyncio.CancelledError):
+                    await over.wait()
+            if held.result is None:
+                raise
+            return held.result
 
 
+_UNCALLED = Ended("released", "the runner is stopping")
 _SUCCESS = Ended("success")
 
 

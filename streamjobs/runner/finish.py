@@ -32,10 +32,11 @@ from streamjobs.job import Status
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.outage import Pause
 from streamjobs.runner.store import PASSING, SETTLED, Store, surely
-from streamjobs.runner.tasks import going
+from streamjobs.runner.tasks import end_task, going
 from streamjobs.transitions import Change
 
 _BATCH = 200
+_END = 0.2  # seconds that the task gets to end
 
 
 def change_of(held: Held, ended: Ended, owner: str, clock: ServerClock) -> Change:
@@ -105,7 +106,25 @@ class Finisher:
         self._idle.set()
         self._kept = False
         self._pause = Pause()
+        self._task: asyncio.Task[None] | None = None
         self.done: Callable[[Held, Status, int | None], None] = lambda _held, _status, _after: None
+
+    def begin(self, ended: Callable[[asyncio.Task[None]], None]) -> None:
+        """Begin to write; ``ended`` is called with the task when it has ended."""
+        self._when_ended = ended
+        self._task = asyncio.create_task(self._run(), name=f"streamjobs finish {self._runner}")
+        self._task.add_done_callback(ended)
+
+    async def begin_again(self) -> None:
+        """Go on with what waits if another has ended the task: ``asyncio.run``, at its end, cancels all there are."""
+        if self._task is not None and (self._task.done() or self._task.cancelling()):
+            await end_task(self._task, _END)
+            self.begin(self._when_ended)
+
+    async def end(self) -> None:
+        """Write no more."""
+        if self._task is not None:
+            await end_task(self._task, _END)
 
     def put(self, held: Held, ended: Ended) -> None:
         """Have an outcome written."""
@@ -138,8 +157,9 @@ class Finisher:
             _Write(held, ended, change_of(held, ended, self._owner(), self._clock)), why[:1000]
         )
 
-    async def run(self) -> None:
+    async def _run(self) -> None:
         """The task; ends by being cancelled."""
+        self._wake.set()
         while going():
             await self._wake.wait()
             self._wake.clear()

@@ -1,13 +1,17 @@
-"""The first words with a server: whether it answers, what it is, what time it has."""
+"""The first words with a server: whether it answers, what it is, what time it has, whether the indexes are there."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import pymongo
 from pymongo.errors import PyMongoError
 
+from streamjobs import events
 from streamjobs.clients import COMMAND_TIMEOUT
 from streamjobs.clock import ServerClock
 from streamjobs.errors import ConnectError, StreamRefused
+from streamjobs.indexes import command, missing
 from streamjobs.runner.store import Store
 
 
@@ -35,6 +39,16 @@ async def greet(store: Store, clock: ServerClock, namespace: str, *, stream: boo
             "this server is a standalone, which has no change streams: start mongod with --replSet rs0 and run "
             "rs.initiate() once (a replica set of one member will do), or choose poll=SECONDS"
         )
+
+
+async def check_indexes(store: Store, namespace: str, who: Mapping[str, str]) -> None:
+    """Tell (``indexes.missing``) of declared indexes that are not there."""
+    try:
+        names = [index.name for index in missing(await store.index_information())]
+    except PyMongoError as error:
+        names = [f"unknown ({type(error).__name__})"]
+    if names:
+        events.emit("indexes.missing", **who, names=names, fix=command(namespace))
 
 
 def no_stream(namespace: str, error: BaseException | None) -> StreamRefused:

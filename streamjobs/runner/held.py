@@ -67,6 +67,7 @@ class Held:
     abandoned: bool = False
     refused: bool = False  # the server does not take its outcome: it stays held, for the lease to free
     result: Ended | None = None
+    over: asyncio.Event | None = None  # set at the end of a thread whose waiting task was cancelled
     lock: threading.Lock = field(default_factory=threading.Lock)
     _log: Any = None
 

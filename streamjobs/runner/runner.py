@@ -20,14 +20,13 @@ from streamjobs.clients import Source
 from streamjobs.clock import ServerClock, boot
 from streamjobs.errors import ConfigError, ConnectError
 from streamjobs.handler import Handler
-from streamjobs.indexes import command, missing
 from streamjobs.job import RUNNABLE, Status, check_name
 from streamjobs.runner.backlog import Backlog
 from streamjobs.runner.claim import Claimer
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.finish import Finisher
 from streamjobs.runner.fleet import Fleet
-from streamjobs.runner.greet import greet, no_stream
+from streamjobs.runner.greet import check_indexes, greet, no_stream
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.lease import Beat, owner_of, record_id
 from streamjobs.runner.outage import Outage
@@ -78,7 +77,6 @@ class Runner:
         self._client: Any = None
         self._beat: Beat | None = None
         self._error: BaseException | None = None
-        self._finishing: asyncio.Task[None] | None = None
         self._renaming: asyncio.Task[None] | None = None
 
     @property
@@ -185,14 +183,13 @@ class Runner:
         self._make_roles(self._beat, turns)
         self._beat.start()
         await self._first_beat()
-        await self._check_indexes()
+        await check_indexes(self._store, self._source.namespace, self._who)
         if settings.poll is None:
             await self._sweeper.first()
             await self._open_stream()
         else:
             self._waker.restart_all()
-        self._finishing = asyncio.create_task(self._finisher.run(), name=f"streamjobs finish {self.name}")
-        self._finishing.add_done_callback(self._role_ended)
+        self._finisher.begin(self._role_ended)
         local.join(self._source.namespace, self._waker.put)
         events.emit(
             "runner.started", **self._who, kinds=self.kinds, slots=settings.concurrency, pid=os.getpid(),
@@ -247,14 +244,6 @@ class Runner:
         if self._stream.state == "refused" and refused(self._stream.error):
             raise no_stream(self._source.namespace, self._stream.error) from self._stream.error
 
-    async def _check_indexes(self) -> None:
-        try:
-            names = [index.name for index in missing(await self._store.index_information())]
-        except PyMongoError as error:
-            names = [f"unknown ({type(error).__name__})"]
-        if names:
-            events.emit("indexes.missing", **self._who, names=names, fix=command(self._source.namespace))
-
     async def _serve(self) -> None:
         """All roles, until stop; then drain. Plain tasks, since a scope would cancel them in every turn: see end_task."""
         roles = [
@@ -268,6 +257,10 @@ class Runner:
             await self._stopper.asked.wait()
             self._vouching.now()  # so that others take its slots
             await self._stopper.drain(self._claimer, self._executor, self._finisher, self._who)
+        except asyncio.CancelledError:
+            self._stopper.ask("cancelled", at_once=True)
+            self._executor.close()  # handlers that were cancelled in the same turn look at it
+            raise
         finally:
             await to_the_end(asyncio.gather(*(end_task(task, _END) for task in tasks)))
         if self._error is not None:
@@ -333,7 +326,7 @@ class Runner:
         """After a fresh registration: filter by the new owner, and look whether the indexes are still there."""
         if self.settings.poll is None:
             await self._stream.reopen()
-        await self._check_indexes()
+        await check_indexes(self._store, self._source.namespace, self._who)
 
     def _opened(self, begins: bool) -> None:
         """The stream is open, and whatever may have been said meanwhile was not heard."""
@@ -385,11 +378,12 @@ class Runner:
             if self._renaming is not None:
                 await end_task(self._renaming, 0.1)
             if not stopper.drained:
+                await self._finisher.begin_again()
                 await stopper.drain(self._claimer, self._executor, self._finisher, self._who)
             await stopper.step(self._stream.close(), UNHEARD, self._who)
             if self._beat.trust.holds() and not self._finisher.behind:
                 await stopper.step(self._sweeper.release_orphans(), RELEASED, self._who)
-            await stopper.end_of(self._finishing)
+            await self._finisher.end()
             stopper.end_beat(self._beat)
             if not stopper.stuck:
                 await stopper.step(

@@ -140,11 +140,6 @@ class Stopper:
         elif error is not None:
             events.emit("runner.failed", **who, **events.about(error))
 
-    async def end_of(self, task: asyncio.Task[None] | None) -> None:
-        """End the task that writes outcomes."""
-        if task is not None:
-            await end_task(task, 0.2)
-
     def end_beat(self, beat: Beat) -> None:
         """Delete the record if nothing is held, and end the beat; else it goes on for what was left."""
         if self.stuck:
