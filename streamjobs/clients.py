@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
@@ -64,8 +65,9 @@ class Source:
     ) -> None:
         self._pid: int | None = None
         self._given: AnyCollection | None = None
-        self._async: tuple[asyncio.AbstractEventLoop, AsyncCollection[Document]] | None = None
+        self._async: dict[asyncio.AbstractEventLoop, AsyncCollection[Document]] = {}
         self._sync: Collection[Document] | None = None
+        self._opening = threading.Lock()
         self._connect = connect
         if isinstance(source, str):
             self._connect = source if connect is None else connect
@@ -135,37 +137,50 @@ class Source:
         if isinstance(self._given, AsyncCollection):
             return ours(self._given)
         loop = asyncio.get_running_loop()
-        if self._async is None or self._async[0] is not loop:
+        opened = self._async.get(loop)
+        if opened is None:
             client = self.connect(
                 AsyncMongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
             )
-            self._async = (loop, self.jobs_of(client))
-        return self._async[1]
+            opened = self.jobs_of(client)
+            with self._opening:  # those of loops that have ended can't be closed any more, and go with them
+                going = {one: its for one, its in self._async.items() if not one.is_closed()}
+                self._async = {**going, loop: opened}
+        return cast("AsyncCollection[Document]", opened)
 
     def synchronous(self) -> Collection[Document]:
         """The collection for programs without a loop."""
         self._guard()
         if isinstance(self._given, Collection):
             return ours(self._given)
-        if self._sync is None:
-            client = self.connect(
-                MongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
-            )
-            self._sync = self.jobs_of(client)
-        return cast("Collection[Document]", self._sync)
+        opened = self._sync
+        if opened is None:
+            with self._opening:  # two threads may come at once
+                opened = self._sync
+                if opened is None:
+                    client = self.connect(
+                        MongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
+                    )
+                    opened = self._sync = self.jobs_of(client)
+        return cast("Collection[Document]", opened)
 
     async def close(self) -> None:
-        """Close the clients that this source opened; a given collection's is the user's."""
-        opened, self._async = self._async, None
-        if opened is not None and opened[0] is asyncio.get_running_loop():
-            await close(opened[1].database.client)
+        """Close what this source opened in this loop, and for programs without one; a given collection's client is the user's."""
+        loop = asyncio.get_running_loop()
+        with self._opening:
+            opened = self._async.pop(loop, None)
+        if opened is not None:
+            await close(opened.database.client)
         self.close_sync()
 
     def close_sync(self) -> None:
         """Close the synchronous client, if one was opened."""
-        opened, self._sync = self._sync, None
+        with self._opening:
+            opened, self._sync = self._sync, None
         if opened is not None:
             close_sync(opened.database.client)
+        if self._given is None and not any(not loop.is_closed() for loop in self._async):
+            self._pid = None  # nothing is open: a forked child may begin anew
 
     def _guard(self) -> None:
         here = os.getpid()

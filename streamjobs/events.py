@@ -222,11 +222,22 @@ def _log(name: str, level: str, told: dict[str, Any]) -> None:
 
 def _write(name: str, level: str, told: dict[str, Any]) -> None:
     if structlog.is_configured():
+        if "message" in told and _message_is_taken():
+            told = {"error_message" if key == "message" else key: value for key, value in told.items()}
         getattr(_logger, level)(name, **told)
     elif _LEVELS[level] >= logging.WARNING:
         _stdlib.log(
             _LEVELS[level], "%s %s", name, " ".join(f"{key}={value!r}" for key, value in told.items())
         )
+
+
+def _message_is_taken() -> bool:
+    """Whether the application's processors give ``message`` to an event's name, over ours or with an error."""
+    lib = structlog.stdlib
+    taking = {lib.render_to_log_kwargs, getattr(lib, "render_to_log_args_and_kwargs", None)}
+    return any(
+        getattr(one, "to", None) == "message" or one in taking for one in structlog.get_config()["processors"]
+    )
 
 
 def _plain(name: str, value: Any) -> Any:
@@ -330,7 +341,8 @@ def page() -> str:
         "",
         "Made from `streamjobs/events.py` by `python -m streamjobs.events`; names, fields and units are frozen.",
         "Every event also has `event` (its name), `level` and, on the command line, `timestamp` (UTC, ISO 8601).",
-        "[`events.schema.json`](events.schema.json) is the same as a JSON Schema.",
+        "[`events.schema.json`](events.schema.json) is the same as a JSON Schema. Where the application's structlog gives",
+        '`message` to an event\'s name (`EventRenamer("message")`, `render_to_log_kwargs`), our field is `error_message`.',
         "",
         "| event | level | when | fields |",
         "|---|---|---|---|",

@@ -291,7 +291,10 @@ class Queue:
             yield runner
 
     async def close(self) -> None:
-        """Close the clients that this queue opened. It can be used again: they are opened anew."""
+        """Close the clients that this queue opened in this loop, and for ``sync``.
+
+        It can be used again: they are opened anew, also in a child that is forked when all are closed.
+        """
         await self._source.close()
 
     async def __aenter__(self) -> Self:

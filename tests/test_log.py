@@ -42,3 +42,43 @@ def test_without_a_configuration_lines_of_logging_and_of_structlog_are_alike():
     assert [(one["event"], one["level"]) for one in lines] == [
         ("by logging", "warning"), ("by structlog", "info"), ("of a level between", "info"),
     ]  # fmt: skip
+
+
+def test_what_an_application_tells_beside_a_line_of_logging_is_kept():
+    """Guard: the bridge hands ``extra`` and ``stack_info`` on."""
+    write = """
+import logging
+from streamjobs.cli import log
+log.configure(log.Form.JSON)
+extra = {"order": 7, "level": "mine", "odd": object()}
+logging.getLogger("app").warning("with more", extra=extra, stack_info=True)
+"""
+    (told,) = map(json.loads, _lines(write))
+    assert (told["event"], told["level"], told["order"]) == ("with more", "warning", 7)
+    assert told["odd"].startswith("<object")
+    assert told["stack"].startswith("Stack (most recent call last)")
+
+
+_RENAMED = """
+import logging, structlog, sys
+from streamjobs import events
+logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s / %(error_message)s / %(error)s")
+structlog.configure(
+    processors=[structlog.stdlib.add_log_level, PROCESSORS],
+    logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger,
+)
+events.emit("server.away", runner="w", owner="o", error="AutoReconnect", message="gone")
+"""
+
+
+def test_an_application_that_gives_message_to_the_name_of_an_event_loses_no_text():
+    """Guard: our field steps aside. It was overwritten, and ``logging`` refused the whole event."""
+    renamer = 'structlog.processors.EventRenamer("message"), structlog.processors.JSONRenderer()'
+    program = _RENAMED.replace("PROCESSORS", renamer).replace(
+        ' format="%(message)s / %(error_message)s / %(error)s"', ' format="%(message)s"'
+    )
+    (line,) = _lines(program)
+    told = json.loads(line)
+    assert (told["message"], told["error_message"], told["error"]) == ("server.away", "gone", "AutoReconnect")
+    (line,) = _lines(_RENAMED.replace("PROCESSORS", "structlog.stdlib.render_to_log_kwargs"))
+    assert line == "server.away / gone / AutoReconnect"

@@ -6,6 +6,7 @@ import asyncio
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 from pymongo import AsyncMongoClient, MongoClient
@@ -138,6 +139,111 @@ async def test_a_queue_that_was_closed_opens_again_when_it_is_used(queue, raw):
     await queue.close()
     await queue.put("mail")
     assert raw.count_documents({}) == 2
+
+
+class Counted:
+    """Makes clients, and counts them."""
+
+    def __init__(self, uri):
+        self.uri, self.made = uri, []
+
+    def __call__(self, cls, **options):
+        self.made.append(cls(self.uri, **options))
+        return self.made[-1]
+
+
+def test_loops_side_by_side_have_a_client_each_and_those_that_ended_are_forgotten(uri, namespace, raw):
+    """Guard: clients are kept by loop; with one for all, each put in another loop than the last opened one more."""
+    connect = Counted(uri)
+    queue = Queue(raw, connect=connect)
+    turn = threading.Barrier(2)
+
+    def work():
+        async def puts():
+            for _ in range(5):
+                turn.wait(30)
+                await queue.put("mail")
+            await queue.close()
+
+        asyncio.run(puts())
+
+    for _ in range(2):
+        threads = [threading.Thread(target=work) for _ in range(2)]
+        for one in threads:
+            one.start()
+        for one in threads:
+            one.join()
+    assert raw.count_documents({"kind": "mail"}) == 20
+    assert len(connect.made) == 4
+    assert not queue._source._async
+
+
+async def test_clients_of_loops_that_ended_without_closing_are_not_kept(uri, namespace, raw):
+    queue = Queue(uri, namespace)
+
+    def work():
+        async def puts():
+            await queue.put("mail")
+            await queue._source._async[asyncio.get_running_loop()].database.client.close()  # not by the queue
+
+        asyncio.run(puts())
+
+    for _ in range(3):
+        await asyncio.to_thread(work)
+    assert len(queue._source._async) == 1
+    await queue.put("mail")
+    assert list(queue._source._async) == [asyncio.get_running_loop()]
+    await queue.close()
+
+
+def test_threads_that_come_at_once_share_one_client(uri, namespace, raw):
+    """Guard: the lock around the opening."""
+
+    class Slowly(Counted):
+        def __call__(self, cls, **options):
+            turn.wait(5)
+            return super().__call__(cls, **options)
+
+    turn = threading.Event()
+    connect = Slowly(uri)
+    database, _, name = namespace.partition(".")
+    queue = Queue(AsyncMongoClient(uri)[database][name], connect=connect)
+    threads = [threading.Thread(target=queue.sync.put, args=("mail",)) for _ in range(4)]
+    for one in threads:
+        one.start()
+    turn.set()
+    for one in threads:
+        one.join()
+    queue.sync.close()
+    assert raw.count_documents({}) == 4
+    assert len(connect.made) == 1
+
+
+CLOSED_FORK = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+from streamjobs import Queue
+
+queue = Queue(*sys.argv[1:])
+queue.sync.put("before")
+queue.sync.close()
+child = os.fork()
+queue.sync.put("after")
+queue.sync.close()
+if child == 0:
+    os._exit(0)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_queue_whose_clients_are_closed_may_be_used_in_a_forked_child(uri, namespace, raw):
+    """Guard: close forgets whose process it was."""
+    done = subprocess.run(
+        [sys.executable, "-c", CLOSED_FORK, uri, namespace], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert raw.count_documents({}) == 3
 
 
 async def test_use_points_a_queue_at_another_server_before_it_is_used(uri, namespace, raw):

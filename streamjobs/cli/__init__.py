@@ -7,7 +7,6 @@ so on), ``doctor``, ``demo``; ``show`` and ``log`` are how things look.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -17,7 +16,7 @@ from pymongo.errors import PyMongoError
 from typer.core import TyperGroup
 
 from streamjobs import __version__
-from streamjobs.cli import jobs, show
+from streamjobs.cli import jobs, output, show
 from streamjobs.cli.demo import demo
 from streamjobs.cli.doctor import doctor
 from streamjobs.cli.running import dev, run
@@ -129,11 +128,11 @@ for _panel, _commands in _PANELS.items():
 def main() -> None:
     """The ``streamjobs`` command."""
     code: Any = 0
+    output.settle()
     try:
         app(prog_name="streamjobs")
     except SystemExit as ended:
         code = ended.code
-    sys.stdout.flush()
-    sys.stderr.flush()
+    code = output.finish(code if isinstance(code, int) else 0 if code is None else 1)
     # all is closed by now, but at its exit the interpreter would wait half a second for the driver's idle threads
-    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+    os._exit(code)

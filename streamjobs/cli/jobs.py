@@ -58,7 +58,7 @@ def put(
 
     [dim]streamjobs put resize '{"image": 7}' --in 5m --retries 3[/dim]
     """
-    content = parse_data(sys.stdin.read() if data == "-" else data)
+    content = parse_data(_stdin() if data == "-" else data)
     moment = None if at is None else _moment(at)
     if moment is not None and delay is not None:
         raise BadArgument("--in", delay, "give --at or --in, not both")
@@ -205,6 +205,13 @@ def indexes(
         if not json:
             show.console(stderr=True).print(f"make them with: {command(jobs.namespace)}", soft_wrap=True)
         raise typer.Exit(1)
+
+
+def _stdin() -> str:
+    try:
+        return sys.stdin.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadArgument("JSON", "-", f"stdin can't be read ({error})") from None
 
 
 def parse_data(text: str) -> dict[str, Any]:

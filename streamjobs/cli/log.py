@@ -37,6 +37,10 @@ _QUIET = {
 }
 
 
+#: What every record of logging has; the rest is the caller's ``extra``.
+_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", *_HEAD, "exc_info", "stack_info", "level"}
+
+
 class Form(enum.StrEnum):
     """What stderr gets."""
 
@@ -233,6 +237,9 @@ class _Bridge(logging.Handler):
             write: Callable[..., Any] = logger.log
             # structlog knows only the standard levels
             level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
-            write(level, record.getMessage(), exc_info=record.exc_info or None)
+            more = {key: value for key, value in vars(record).items() if key not in _RECORD}
+            if record.stack_info:
+                more["stack"] = record.stack_info
+            write(level, record.getMessage(), exc_info=record.exc_info or None, **more)
         except Exception:  # noqa: BLE001 - logging's own rule: an error of logging is not the program's
             self.handleError(record)

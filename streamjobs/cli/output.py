@@ -1,0 +1,81 @@
+"""The standard streams of a command: whatever is behind them, what it did is done, and its exit code says so."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO, cast
+
+
+class Output(io.TextIOWrapper):
+    """A stream whose reader may be gone, whose disk may be full, whose terminal may know ASCII only.
+
+    Attributes:
+        failed: the first error of a write, after which nothing is written any more.
+
+    """
+
+    failed: OSError | None = None
+
+    def write(self, text: str, /) -> int:
+        """Write, as long as that works."""
+        if self.failed is None:
+            try:
+                return super().write(text)
+            except OSError as error:
+                self.failed = error
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, as long as that works."""
+        if self.failed is None:
+            try:
+                super().flush()
+            except OSError as error:
+                self.failed = error
+
+
+def settle() -> None:
+    """Make the standard streams such that no command fails half-way for one of them."""
+    for name, number, mode in (
+        ("stdin", 0, os.O_RDONLY),
+        ("stdout", 1, os.O_WRONLY),
+        ("stderr", 2, os.O_WRONLY),
+    ):
+        if (
+            getattr(sys, name) is None
+        ):  # closed by whoever started it: a file that is opened later would get its number
+            other = os.open(os.devnull, mode)
+            if other != number:
+                os.dup2(other, number)
+            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8"))
+    sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
+
+
+def finish(code: int) -> int:
+    """Flush; the exit code of a command that ended with ``code``.
+
+    A reader that left has read what it wanted. What could not be written for another reason is told on stderr.
+    """
+    sys.stdout.flush()
+    failed = sys.stdout.failed if isinstance(sys.stdout, Output) else None
+    if failed is not None and failed.errno != errno.EPIPE:
+        done = "what was asked is done, but " if code == 0 else ""
+        sys.stderr.write(f"error: {done}the output can't be written ({failed.strerror or failed})\n")
+        code = code or 1
+    sys.stderr.flush()
+    return code
+
+
+_replaced: list[TextIO] = []  # else the collector would close what these share with their successors
+
+
+def _tolerant(stream: TextIO) -> Any:
+    if not isinstance(cast("Any", stream), io.TextIOWrapper):  # somebody's own
+        return stream
+    _replaced.append(stream)
+    return Output(
+        stream.buffer, stream.encoding, errors="backslashreplace", line_buffering=bool(stream.line_buffering)
+    )
