@@ -23,7 +23,8 @@ from benchmarks.rows import LESS, MORE, Row, percentile
 from streamjobs import Queue, clock, subscribe
 from streamjobs.runner.slots import COUNT
 
-PROCESSES, WARM, PAUSE = 3, 5, 0.01
+PROCESSES, WARM = 3, 5
+PAUSE = 0.1  # seconds after which nothing is left of a job: its outcome has woken all streams, its watcher has looked
 
 
 # ---- a process of runners
@@ -234,7 +235,7 @@ async def measure(bench: Bench, runners: int) -> dict[str, list[float]]:
     """By round: p50 and p99 of pickup, claims and events per job; of all: least and greatest share of a runner."""
     out: dict[str, list[float]] = {name: [] for name in ("p50", "p99", "claims", "events")}
     ran: Counter[int] = Counter()  # over all rounds: with few jobs to a runner, chance alone is unfair
-    samples, waves = bench.of(60, 20), bench.of(8, 4)
+    samples, waves = bench.of(40, 20), bench.of(8, 4)
     async with fleet(bench, runners) as one:
         for number in range(bench.rounds):
             bench.step(f"{runners} runners, round {number + 1}")
@@ -261,7 +262,7 @@ async def measure_raw(bench: Bench, runners: int) -> list[float]:
     async with fleet(bench, runners, theirs=True) as one:
         for number in range(bench.rounds):
             bench.step(f"{runners} raw loops, round {number + 1}")
-            out.append(percentile(await one.singles(bench.of(60, 20)), 0.5))
+            out.append(percentile(await one.singles(bench.of(40, 20)), 0.5))
     return out
 
 

@@ -20,6 +20,9 @@ LEASE = {"lease": 10.0, "beat": 2.0, "margin": 1.0}
 HELD = 128  # in hand when it happens, spread over all
 RATE = 50.0  # jobs a second
 BEFORE, AFTER = 2.0, LEASE["lease"] + 2.0  # seconds of load
+SETTLED = (
+    LEASE["beat"] + LEASE["margin"] + 1.0
+)  # seconds after which no runner listens to slots that it has lost
 BOUND = 0.1
 
 
@@ -27,6 +30,7 @@ async def measure(bench: Bench, number: int) -> dict[str, float]:
     """One round: how late new jobs began and held ones were back, each as a part of its bound."""
     bench.step(f"round {number}: {PROCESSES * EACH} runners come")
     async with fleet(bench, PROCESSES * EACH, PROCESSES, **LEASE) as one:
+        await asyncio.sleep(SETTLED)
         bench.step(f"round {number}: killed")
         return await _round(one, one.jobs)
 

@@ -181,6 +181,24 @@ async def test_a_dead_runners_slots_move_when_its_lease_is_over(queue, raw, seen
                 await asyncio.sleep(0.02)
 
 
+async def test_a_slot_that_was_lost_a_while_ago_is_left_to_its_watcher(queue, monkeypatch):
+    """Guard: _FRESH. In a fleet that grows the first runners have lost all slots, and took four times their share."""
+    queue.handler("mail")(lambda job: None)
+    async with crew(queue, 6) as runners:
+        one = runners.runners[0]._fleet
+        one.seen = lambda records: None
+        mine = one._shares["mail"]
+        lost = min(mine.holds)
+        monkeypatch.setattr(fleet, "_FRESH", 60.0)
+        one._take({"mail": fleet.Share(mine.holds - {lost}, mine.watches - {lost})})
+        assert lost in one._hears()["mail"]
+        assert one.lag("mail", in_slot(lost)) == fleet.WATCH
+        monkeypatch.setattr(fleet, "_FRESH", 0.0)
+        assert lost in one._hears()["mail"]
+        assert one.lag("mail", in_slot(lost)) == fleet.ASIDE
+        assert one.lag("mail", in_slot(min(mine.watches - {lost}))) == fleet.WATCH
+
+
 async def test_slots_gained_while_a_stream_opens_are_read_once_their_own_filter_is_open(queue):
     """Guard: Fleet.heard, which binds what was gained to the filter that has it. Else the read comes too early."""
     queue.handler("mail")(lambda job: None)

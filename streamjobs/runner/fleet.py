@@ -42,6 +42,7 @@ _ASK, _ASK_MOST = 0.05, 5.0  # seconds between due queries for want of work: whi
 _AGAIN = 1.0  # seconds after an error
 _EACH = 0.005  # seconds for each runner over which a fleet spreads its reads of the records
 _OPEN, _OPEN_MOST = 0.02, 0.5  # the same for the streams it opens again, and at most
+_FRESH = 2.0  # seconds in which those who gain a slot read the records and open their streams
 _MANY = 1_000
 
 
@@ -166,7 +167,10 @@ class Fleet:
         share, slot = self._shares.get(kind, ALL), slot_of(id_)
         if share.holds is None or slot in share.holds:
             return 0.0
-        return WATCH if slot in share.watches or slot in self._left[kind] else ASIDE
+        if slot in share.watches:
+            return WATCH
+        lost = self._left[kind].get(slot)  # until others hear it, as soon as its watcher would
+        return ASIDE if lost is None or lost - boot() < self._grace - _FRESH else WATCH
 
     def shared(self, kind: str) -> bool:
         """Whether the slots of a kind are shared out, rather than all listening to all."""

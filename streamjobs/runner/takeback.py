@@ -32,7 +32,7 @@ from streamjobs.transitions import Change, Claim
 
 _LATE_MS = 50.0  # look this long after a lease's end, so that the server agrees that it is over
 _SOON = 0.5
-_EACH, _SPREAD = 0.01, 0.3  # seconds for each runner over which a fleet spreads its looks, and at most
+_EACH, _SPREAD = 0.02, 0.75  # seconds for each runner over which a fleet spreads its looks, and at most
 
 
 class Sweeper:
