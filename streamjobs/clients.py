@@ -67,7 +67,8 @@ class Source:
         self._given: AnyCollection | None = None
         self._async: dict[asyncio.AbstractEventLoop, AsyncCollection[Document]] = {}
         self._sync: Collection[Document] | None = None
-        self._opening = threading.Lock()
+        self._lock = threading.Lock()  # of what is open, and held for no longer than that takes
+        self._connecting = threading.Lock()
         self._connect = connect
         if isinstance(source, str):
             self._connect = source if connect is None else connect
@@ -143,9 +144,10 @@ class Source:
                 AsyncMongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
             )
             opened = self.jobs_of(client)
-            with self._opening:  # those of loops that have ended can't be closed any more, and go with them
+            with self._lock:  # those of loops that have ended can't be closed any more, and go with them
                 going = {one: its for one, its in self._async.items() if not one.is_closed()}
                 self._async = {**going, loop: opened}
+                self._pid = os.getpid()
         return cast("AsyncCollection[Document]", opened)
 
     def synchronous(self) -> Collection[Document]:
@@ -155,19 +157,21 @@ class Source:
             return ours(self._given)
         opened = self._sync
         if opened is None:
-            with self._opening:  # two threads may come at once
+            with self._connecting:  # two threads may come at once
                 opened = self._sync
                 if opened is None:
                     client = self.connect(
                         MongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
                     )
-                    opened = self._sync = self.jobs_of(client)
+                    opened = self.jobs_of(client)
+                    with self._lock:
+                        self._sync, self._pid = opened, os.getpid()
         return cast("Collection[Document]", opened)
 
     async def close(self) -> None:
         """Close what this source opened in this loop, and for programs without one; a given collection's client is the user's."""
         loop = asyncio.get_running_loop()
-        with self._opening:
+        with self._lock:
             opened = self._async.pop(loop, None)
         if opened is not None:
             await close(opened.database.client)
@@ -175,12 +179,12 @@ class Source:
 
     def close_sync(self) -> None:
         """Close the synchronous client, if one was opened."""
-        with self._opening:
+        with self._lock:
             opened, self._sync = self._sync, None
+            if self._given is None and all(loop.is_closed() for loop in self._async):
+                self._pid = None  # nothing is open: a forked child may begin anew
         if opened is not None:
             close_sync(opened.database.client)
-        if self._given is None and not any(not loop.is_closed() for loop in self._async):
-            self._pid = None  # nothing is open: a forked child may begin anew
 
     def _guard(self) -> None:
         here = os.getpid()

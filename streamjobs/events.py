@@ -234,9 +234,10 @@ def _write(name: str, level: str, told: dict[str, Any]) -> None:
 def _message_is_taken() -> bool:
     """Whether the application's processors give ``message`` to an event's name, over ours or with an error."""
     lib = structlog.stdlib
-    taking = {lib.render_to_log_kwargs, getattr(lib, "render_to_log_args_and_kwargs", None)}
+    taking = (lib.render_to_log_kwargs, getattr(lib, "render_to_log_args_and_kwargs", None))
     return any(
-        getattr(one, "to", None) == "message" or one in taking for one in structlog.get_config()["processors"]
+        getattr(one, "to", None) == "message" or any(one is each for each in taking)
+        for one in structlog.get_config()["processors"]
     )
 
 
@@ -342,7 +343,8 @@ def page() -> str:
         "Made from `streamjobs/events.py` by `python -m streamjobs.events`; names, fields and units are frozen.",
         "Every event also has `event` (its name), `level` and, on the command line, `timestamp` (UTC, ISO 8601).",
         "[`events.schema.json`](events.schema.json) is the same as a JSON Schema. Where the application's structlog gives",
-        '`message` to an event\'s name (`EventRenamer("message")`, `render_to_log_kwargs`), our field is `error_message`.',
+        '`message` to an event\'s name (`EventRenamer("message")` or `render_to_log_kwargs` among its processors; those of a',
+        "`ProcessorFormatter` are not looked at), our field is `error_message`.",
         "",
         "| event | level | when | fields |",
         "|---|---|---|---|",

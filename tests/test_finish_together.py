@@ -13,6 +13,7 @@ from pymongo.monitoring import CommandListener
 from streamjobs import clients, transitions
 from streamjobs.clock import ServerClock, boot
 from streamjobs.job import Job, Status
+from streamjobs.runner import finish
 from streamjobs.runner.finish import Finisher
 from streamjobs.runner.held import Ended, Held
 from streamjobs.runner.store import Store
@@ -187,3 +188,26 @@ def test_put_backs_are_never_alike():
         for n in (1, 2)
     )
     assert not transitions.alike(one, other)
+
+
+async def test_one_that_ends_with_outcomes_left_is_not_idle_and_the_next_writes_them(
+    uri, namespace, raw, monkeypatch
+):
+    """Guard: no idle while something waits. A cancellation that the driver swallows ends the task in between."""
+    turns = iter(
+        [True, True, False, False]
+    )  # to begin, to write the first batch, and then it has been cancelled
+    monkeypatch.setattr(finish, "going", lambda: next(turns, True))
+    monkeypatch.setattr(finish, "_BATCH", 1)
+    async with finishing(uri, namespace, [plain(kind="mail", retries=3) for _ in range(3)]) as hand:
+        finisher, hands, _, settled = hand
+        for held in hands:
+            finisher.put(held, Ended("success"))
+        while len(settled) < 1:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert not finisher._idle.is_set()
+        finisher.begin(lambda _task: None)
+        await finisher.flushed()
+        assert len(settled) == 3
+        await finisher.end()

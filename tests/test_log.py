@@ -50,21 +50,29 @@ def test_what_an_application_tells_beside_a_line_of_logging_is_kept():
 import logging
 from streamjobs.cli import log
 log.configure(log.Form.JSON)
-extra = {"order": 7, "level": "mine", "odd": object()}
+class Lazy:
+    def __repr__(self):
+        raise LookupError
+extra = {"order": 7, "level": "mine", "odd": object(), "method_name": "m", "self": 1, "lazy": Lazy()}
 logging.getLogger("app").warning("with more", extra=extra, stack_info=True)
 """
     (told,) = map(json.loads, _lines(write))
     assert (told["event"], told["level"], told["order"]) == ("with more", "warning", 7)
     assert told["odd"].startswith("<object")
+    assert told["lazy"] == "(Lazy)"
     assert told["stack"].startswith("Stack (most recent call last)")
 
 
 _RENAMED = """
 import logging, structlog, sys
 from streamjobs import events
+class Unhashable:
+    __hash__ = None
+    def __call__(self, logger, name, told):
+        return told
 logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s / %(error_message)s / %(error)s")
 structlog.configure(
-    processors=[structlog.stdlib.add_log_level, PROCESSORS],
+    processors=[structlog.stdlib.add_log_level, Unhashable(), PROCESSORS],
     logger_factory=structlog.stdlib.LoggerFactory(), wrapper_class=structlog.stdlib.BoundLogger,
 )
 events.emit("server.away", runner="w", owner="o", error="AutoReconnect", message="gone")

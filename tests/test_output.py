@@ -101,3 +101,39 @@ def test_a_terminal_that_knows_ascii_only_gets_escapes(command, raw):
     told = command("show", "köln", env=ascii_only)
     assert told.returncode == 3
     assert told.stderr.isascii()
+
+
+_TRANSIENT = """
+import errno, io, sys
+from streamjobs.cli.output import Output
+class Full(io.BytesIO):
+    full = True
+    def write(self, data):
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+disk = Full()
+out = Output(disk, "utf-8", write_through=True)
+out.write("lost")
+disk.full = False
+out.write("kept")
+out.flush()
+assert disk.getvalue().endswith(b"kept"), disk.getvalue()
+assert out.failed.errno == errno.ENOSPC
+"""
+
+
+def test_a_disk_that_has_room_again_is_written_to_again():
+    """Guard: only a reader that has gone is for ever. A log would be silent from its first error on."""
+    subprocess.run([sys.executable, "-c", _TRANSIENT], check=True, timeout=60)
+
+
+def test_output_that_is_asked_to_be_unbuffered_is(command, uri, tmp_path):
+    """Guard: write_through is handed on. What a handler prints would be lost with a process that is killed."""
+    (tmp_path / "app.py").write_text(
+        "import os\nfrom streamjobs import Queue\n"
+        "jobs = Queue(os.environ['STREAMJOBS_URI'], os.environ['STREAMJOBS_COLLECTION'])\n"
+        "print('printed')\nos._exit(7)\n"
+    )
+    told = command("run", "app:jobs", cwd=tmp_path, env={"PYTHONUNBUFFERED": "1"})
+    assert (told.returncode, told.stdout) == (7, b"printed\n")

@@ -10,6 +10,7 @@ import pytest
 
 from streamjobs import Queue
 from streamjobs.job import Job
+from streamjobs.runner import runner, stop
 from streamjobs.runner.execute import Executor
 from streamjobs.runner.held import Held
 from tests.documents import plain
@@ -17,7 +18,15 @@ from tests.documents import plain
 FAST = {"lease": 10, "beat": 0.3, "margin": 0.3}
 
 
-def cut_short(uri, namespace, seen, handler, *, before=lambda: None, count=1):
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Stop's steps may take a moment on a busy machine."""
+    monkeypatch.setattr(stop, "FLUSHED", 20.0)
+    monkeypatch.setattr(stop, "CLOSED", 20.0)
+    monkeypatch.setattr(runner, "CLOSED", 20.0)
+
+
+def cut_short(uri, namespace, seen, handler, *, before=lambda: None, count=1, begun=None):
     """``asyncio.run`` of a program that returns when ``count`` handlers have begun, and leaves its runner to the end of the loop."""
     tasks = set()
 
@@ -29,6 +38,8 @@ def cut_short(uri, namespace, seen, handler, *, before=lambda: None, count=1):
         before()
         job = await jobs.put("mail")
         await seen.wait("try.started", count=count)
+        while begun is not None and not begun.is_set():
+            await asyncio.sleep(0)
         await jobs.close()
         return job.id
 
@@ -59,7 +70,36 @@ def test_a_handler_that_was_cancelled_with_the_runner_is_interrupted_and_not_cha
 
     cut_short(uri, namespace, seen, forever, before=others, count=10)
     assert [outcomes(raw, one["_id"]) for one in raw.find({"kind": "mail"})] == 10 * [(1, 3, ["interrupted"])]
+    beats_over()
     assert raw.count_documents({"control": "runner"}) == 0
+
+
+@pytest.mark.parametrize("wait", [0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3])
+def test_a_stop_that_is_itself_cancelled_is_done_again(wait, uri, namespace, raw, seen, failpoint):
+    """Guard: surely_done. The end of asyncio.run comes so many seconds after the runner's cancellation."""
+
+    async def forever(job):
+        await asyncio.Event().wait()
+
+    async def program():
+        jobs = Queue(uri, namespace)
+        jobs.handler("mail", retries=3)(forever)
+        running = asyncio.create_task(jobs.run("w", stop_deadline=20, **FAST))
+        await seen.wait("runner.started")
+        job = await jobs.put("mail")
+        await seen.wait("try.started")
+        await jobs.close()
+        # the stop is under way for as long as its outcome is
+        failpoint({"times": 1}, "streamjobs/runner", ["update"], blockConnection=True, blockTimeMS=500)
+        running.cancel()
+        await asyncio.sleep(wait)
+        return job.id
+
+    id_ = asyncio.run(program())
+    beats_over()
+    assert outcomes(raw, id_) == (1, 3, ["interrupted"])
+    assert raw.count_documents({"control": "runner"}) == 0
+    assert len(seen.of("runner.stopped")) == 1
 
 
 def test_an_outcome_on_its_way_is_written_all_the_same(uri, namespace, raw, seen, failpoint):
@@ -80,13 +120,14 @@ def test_an_outcome_on_its_way_is_written_all_the_same(uri, namespace, raw, seen
 
 def test_a_thread_keeps_its_job_until_it_ends(uri, namespace, raw, seen):
     """Guard: the task of a thread outlasts its cancellation, so that the stop leaves it to the beat."""
-    go, ran = threading.Event(), []
+    go, begun, ran = threading.Event(), threading.Event(), []
 
     def slow(job):
         ran.append(job.id)
+        begun.set()
         go.wait(30)
 
-    id_ = cut_short(uri, namespace, seen, slow)
+    id_ = cut_short(uri, namespace, seen, slow, begun=begun)
     assert seen.of("handler.stuck", job=id_)
     assert seen.of("runner.stopped", held=1)
     found = raw.find_one({"_id": id_})
@@ -141,7 +182,7 @@ async def test_a_handlers_own_cancellation_is_its_failure_while_the_runner_goes_
 
 @pytest.mark.parametrize("asynchronous", [True, False], ids=["async", "thread"])
 async def test_one_that_was_cancelled_before_its_first_line_is_released(asynchronous):
-    """Guard: Executor.stop looks for tasks that never ran; they would stay in hand for ever."""
+    """Guard: Executor._unbegun. Its coroutine never ran, so that nothing in it could give the slot back."""
     ended, ran = [], []
     executor = Executor(1, lambda held, how: ended.append((held, how.outcome)), lambda *_: None)
     handler = SimpleNamespace(
@@ -150,10 +191,8 @@ async def test_one_that_was_cancelled_before_its_first_line_is_released(asynchro
     held = made(handler)
     executor.start(held)
     held.task.cancel()
-    executor.close()
-    await asyncio.sleep(0)
-    executor.stop()
     await executor.empty()
+    assert executor.room()[0] == 1
     assert ended == [(held, "released")]
     assert not executor.abandon()
     assert not ran
@@ -178,6 +217,33 @@ async def test_a_thread_that_has_not_begun_does_not(monkeypatch):
     await executor.empty()
     assert ended == [(held, "released", None)]
     assert late[0]().outcome == "released"
+    assert not ran
+
+
+@pytest.mark.parametrize("cancelled", [True, False], ids=["cancelled", "begun late"])
+async def test_a_thread_that_stop_left_behind_before_it_began_is_released_once(cancelled, monkeypatch):
+    """Guard: what is abandoned is told of although its handler is never called; the beat would wait for ever."""
+    ran, told, late, go = [], [], [], asyncio.Event()
+
+    async def queued(call, **_):
+        late.append(call)
+        await go.wait()
+        return call()
+
+    monkeypatch.setattr("streamjobs.runner.execute.to_thread.run_sync", queued)
+    executor = Executor(1, lambda *_: told.append("ended"), lambda _held, how: told.append(how.outcome))
+    held = made(SimpleNamespace(asynchronous=False, function=ran.append, arguments=lambda job: ((job,), {})))
+    executor.start(held)
+    while not late:
+        await asyncio.sleep(0)
+    assert executor.abandon() == [held]
+    if cancelled:
+        held.task.cancel()
+    go.set()
+    await executor.empty()
+    if cancelled:
+        late[0]()  # a thread has it after all
+    assert told == ["released"]
     assert not ran
 
 

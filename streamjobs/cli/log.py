@@ -38,7 +38,17 @@ _QUIET = {
 
 
 #: What every record of logging has; the rest is the caller's ``extra``.
-_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", *_HEAD, "exc_info", "stack_info", "level"}
+_RECORD = {
+    *vars(logging.makeLogRecord({})),
+    "message",
+    "asctime",
+    *_HEAD,
+    "exc_info",
+    "stack_info",
+    "level",
+    "self",
+    "method_name",
+}
 
 
 class Form(enum.StrEnum):
@@ -171,12 +181,17 @@ def _as_json(_logger: Any, _method: str, event: Any) -> str:
     line = {**{key: event.get(key) for key in _HEAD}, **event}
     try:
         return json.dumps(line, default=str, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):  # a handler's values; its job may not fail for its log
+    except Exception:  # noqa: BLE001 - a handler's values; its job may not fail for its log
         return json.dumps({str(key): _plain(value) for key, value in line.items()})
 
 
 def _plain(value: Any) -> Any:
-    return value if isinstance(value, (str, int)) or value is None else repr(value)
+    if isinstance(value, (str, int)) or value is None:
+        return value
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - as above
+        return f"({type(value).__name__})"
 
 
 def _as_text(logger: Any, method: str, event: Any) -> str:
@@ -237,7 +252,7 @@ class _Bridge(logging.Handler):
             write: Callable[..., Any] = logger.log
             # structlog knows only the standard levels
             level = min(max(record.levelno // 10 * 10, logging.DEBUG), logging.CRITICAL)
-            more = {key: value for key, value in vars(record).items() if key not in _RECORD}
+            more = {str(key): value for key, value in vars(record).items() if key not in _RECORD}
             if record.stack_info:
                 more["stack"] = record.stack_info
             write(level, record.getMessage(), exc_info=record.exc_info or None, **more)

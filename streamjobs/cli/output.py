@@ -13,7 +13,7 @@ class Output(io.TextIOWrapper):
     """A stream whose reader may be gone, whose disk may be full, whose terminal may know ASCII only.
 
     Attributes:
-        failed: the first error of a write, after which nothing is written any more.
+        failed: the first error of a write. A disk may have room again; a reader that has gone does not come back.
 
     """
 
@@ -21,20 +21,24 @@ class Output(io.TextIOWrapper):
 
     def write(self, text: str, /) -> int:
         """Write, as long as that works."""
-        if self.failed is None:
+        if not self._gone:
             try:
                 return super().write(text)
             except OSError as error:
-                self.failed = error
+                self.failed = self.failed or error
         return len(text)
 
     def flush(self) -> None:
         """Flush, as long as that works."""
-        if self.failed is None:
+        if not self._gone:
             try:
                 super().flush()
             except OSError as error:
-                self.failed = error
+                self.failed = self.failed or error
+
+    @property
+    def _gone(self) -> bool:
+        return self.failed is not None and self.failed.errno == errno.EPIPE
 
 
 def settle() -> None:
@@ -72,10 +76,9 @@ def finish(code: int) -> int:
 _replaced: list[TextIO] = []  # else the collector would close what these share with their successors
 
 
-def _tolerant(stream: TextIO) -> Any:
-    if not isinstance(cast("Any", stream), io.TextIOWrapper):  # somebody's own
+def _tolerant(stream: Any) -> Any:
+    if not isinstance(stream, io.TextIOWrapper):  # somebody's own
         return stream
-    _replaced.append(stream)
-    return Output(
-        stream.buffer, stream.encoding, errors="backslashreplace", line_buffering=bool(stream.line_buffering)
-    )
+    of = cast("Any", stream)
+    _replaced.append(of)
+    return Output(of.buffer, of.encoding, "backslashreplace", None, of.line_buffering, of.write_through)

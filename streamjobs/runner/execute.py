@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
 
@@ -117,6 +117,22 @@ class Executor:
             context=self._context.copy(),
         )  # fmt: skip
         self._tasks[held] = held.task
+        held.task.add_done_callback(partial(self._unbegun, held))
+
+    def _unbegun(self, held: Held, _task: asyncio.Task[None]) -> None:
+        """Give back what was cancelled by another before its first line; all else has left by itself."""
+        if held in self._tasks:
+            self._ended(held, Ended("released", "it was cancelled before it began"))
+            self._leave(held)
+
+    def _leave(self, held: Held) -> None:
+        """A slot is free."""
+        self._tasks.pop(held, None)
+        self._ends.append(boot())
+        while self._ready and len(self._tasks) < self._slots:
+            self._begin(self._ready.popleft())
+        self._changed.set()
+        self.freed()
 
     def _give_back_later(self) -> None:
         self._giving_back = None
@@ -157,13 +173,9 @@ class Executor:
 
     def stop(self) -> None:
         """Stop's deadline has passed: cancel what runs."""
-        for held in list(self._tasks):
+        for held in self._tasks:
             held.told_stop = True
-            if held.task is not None and held.task.done():  # cancelled by another before its first line
-                del self._tasks[held]
-                self._ended(held, Ended("released", "the runner is stopping"))
-            else:
-                self._cancel(held, "stop")
+            self._cancel(held, "stop")
 
     def abandon(self) -> list[Held]:
         """Leave behind what did not end; it is recorded by whoever vouches for it, when it ends."""
@@ -198,12 +210,7 @@ class Executor:
             elif held.handler.asynchronous:  # a thread tells by itself, since its loop may be gone
                 self._orphaned(held, _trusted(held, held.result or ended))
         finally:
-            self._tasks.pop(held, None)
-            self._ends.append(boot())
-            while self._ready and len(self._tasks) < self._slots:
-                self._begin(self._ready.popleft())
-            self._changed.set()
-            self.freed()
+            self._leave(held)
 
     async def _try(self, held: Held) -> Ended:
         """Look whether it may start, read the arguments, call, see how it ended."""
@@ -247,13 +254,17 @@ class Executor:
             return _raised(error)
 
     async def _call_thread(self, held: Held, job: Job) -> Ended:
-        loop, begun, withdrawn = asyncio.get_running_loop(), False, False
+        loop, taken, withdrawn = asyncio.get_running_loop(), False, False
 
         def call() -> Ended:
-            nonlocal begun
+            nonlocal taken
             with held.lock:
-                begun = not withdrawn
-            if not begun:
+                taken, orphan = not withdrawn, held.abandoned
+            if not taken:
+                return _UNCALLED
+            if orphan:  # stop's deadline came before a thread did
+                held.started = None
+                self._orphaned(held, _UNCALLED)
                 return _UNCALLED
             try:
                 args, named = held.handler.arguments(job)
@@ -276,10 +287,12 @@ class Executor:
             return await to_thread.run_sync(call, limiter=self._threads, abandon_on_cancel=False)
         except asyncio.CancelledError:
             with held.lock:
-                withdrawn = not begun
+                withdrawn, orphan = not taken, held.abandoned
                 held.over = over = asyncio.Event()
             if withdrawn:
                 held.started = None
+                if orphan:
+                    self._orphaned(held, _UNCALLED)
                 return _UNCALLED
             # cancelled past that shield, as at the end of asyncio.run: the thread goes on, and has the job
             while held.result is None and not held.abandoned:

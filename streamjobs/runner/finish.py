@@ -180,7 +180,8 @@ class Finisher:
                     self._pause.succeeded()
                 else:
                     await self._pause.wait(failed)
-            self._idle.set()
+            if not self._waiting:  # else this is ending, and the next task writes them
+                self._idle.set()
 
     def _keep(self, error: Exception) -> None:
         if not self._kept:

@@ -35,7 +35,7 @@ from streamjobs.runner.stop import CLOSED, RELEASED, UNHEARD, Stopper
 from streamjobs.runner.store import Store
 from streamjobs.runner.stream import Stream, refused
 from streamjobs.runner.takeback import Sweeper
-from streamjobs.runner.tasks import end_task, going, to_the_end
+from streamjobs.runner.tasks import end_task, going, surely_done, to_the_end
 from streamjobs.runner.turns import Turns
 from streamjobs.runner.wake import Waker
 from streamjobs.settings import Settings
@@ -131,9 +131,7 @@ class Runner:
             self._stopper.ask("cancelled", at_once=True)
             raise
         finally:
-            closing = asyncio.create_task(self._close(began))
-            await to_the_end(closing)
-            closing.result()
+            await surely_done(lambda: self._close(began))
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Runner, None]:
@@ -377,8 +375,8 @@ class Runner:
             local.leave(self._source.namespace, self._waker.put)
             if self._renaming is not None:
                 await end_task(self._renaming, 0.1)
+            await self._finisher.begin_again()
             if not stopper.drained:
-                await self._finisher.begin_again()
                 await stopper.drain(self._claimer, self._executor, self._finisher, self._who)
             await stopper.step(self._stream.close(), UNHEARD, self._who)
             if self._beat.trust.holds() and not self._finisher.behind:

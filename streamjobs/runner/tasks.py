@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import anyio
@@ -44,6 +44,25 @@ async def to_the_end(doing: Awaitable[Any], hurry: Callable[[], None] = lambda: 
     if cancelled:
         if not task.cancelled():
             task.exception()  # was looked at
+        raise asyncio.CancelledError
+
+
+async def surely_done(do: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do something to its end, again if it was cancelled itself: the end of ``asyncio.run`` cancels all tasks there are.
+
+    What cancels the caller meanwhile goes on after it; an error of it is raised.
+    """
+    cancelled = False
+    while True:
+        task = asyncio.create_task(do())
+        try:
+            await to_the_end(task)
+        except asyncio.CancelledError:
+            cancelled = True
+        if not task.cancelled():
+            break
+    task.result()
+    if cancelled:
         raise asyncio.CancelledError
 
 
