@@ -20,9 +20,8 @@ LEASE = {"lease": 10.0, "beat": 2.0, "margin": 1.0}
 HELD = 128  # in hand when it happens, spread over all
 RATE = 50.0  # jobs a second
 BEFORE, AFTER = 2.0, LEASE["lease"] + 2.0  # seconds of load
-SETTLED = (
-    LEASE["beat"] + LEASE["margin"] + 1.0
-)  # seconds after which no runner listens to slots that it has lost
+#: Seconds after which no runner listens to slots that it has lost.
+SETTLED = LEASE["beat"] + LEASE["margin"] + 1.0
 BOUND = 0.1
 
 

@@ -140,10 +140,7 @@ class Source:
         loop = asyncio.get_running_loop()
         opened = self._async.get(loop)
         if opened is None:
-            client = self.connect(
-                AsyncMongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
-            )
-            opened = self.jobs_of(client)
+            opened = self._open(AsyncMongoClient)
             with self._lock:  # those of loops that have ended can't be closed any more, and go with them
                 going = {one: its for one, its in self._async.items() if not one.is_closed()}
                 self._async = {**going, loop: opened}
@@ -160,13 +157,16 @@ class Source:
             with self._connecting:  # two threads may come at once
                 opened = self._sync
                 if opened is None:
-                    client = self.connect(
-                        MongoClient, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT)
-                    )
-                    opened = self.jobs_of(client)
+                    opened = self._open(MongoClient)
                     with self._lock:
                         self._sync, self._pid = opened, os.getpid()
         return cast("Collection[Document]", opened)
+
+    def _open(self, cls: type[Any]) -> Any:
+        """The job collection of a client for puts."""
+        return self.jobs_of(
+            self.connect(cls, appname="streamjobs/put", timeoutMS=int(2000 * COMMAND_TIMEOUT))
+        )
 
     async def close(self) -> None:
         """Close what this source opened in this loop, and for programs without one; a given collection's client is the user's."""

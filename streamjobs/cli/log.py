@@ -37,18 +37,8 @@ _QUIET = {
 }
 
 
-#: What every record of logging has; the rest is the caller's ``extra``.
-_RECORD = {
-    *vars(logging.makeLogRecord({})),
-    "message",
-    "asctime",
-    *_HEAD,
-    "exc_info",
-    "stack_info",
-    "level",
-    "self",
-    "method_name",
-}
+#: What every record of logging has, or structlog's own call; the rest is the caller's ``extra``.
+_RECORD = {*vars(logging.makeLogRecord({})), "message", "asctime", *_HEAD, "self", "method_name"}
 
 
 class Form(enum.StrEnum):

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from pathlib import Path
 from typing import Any, TextIO, cast
 
 
@@ -43,18 +44,10 @@ class Output(io.TextIOWrapper):
 
 def settle() -> None:
     """Make the standard streams such that no command fails half-way for one of them."""
-    for name, number, mode in (
-        ("stdin", 0, os.O_RDONLY),
-        ("stdout", 1, os.O_WRONLY),
-        ("stderr", 2, os.O_WRONLY),
-    ):
-        if (
-            getattr(sys, name) is None
-        ):  # closed by whoever started it: a file that is opened later would get its number
-            other = os.open(os.devnull, mode)
-            if other != number:
-                os.dup2(other, number)
-            setattr(sys, name, os.fdopen(number, "r" if number == 0 else "w", encoding="utf-8"))
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # closed by whoever started it: the lowest free number, so its own, which a file opened later would get
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115 - until the process ends
     sys.stdout, sys.stderr = _tolerant(sys.stdout), _tolerant(sys.stderr)
 
 
