@@ -76,7 +76,8 @@ class Source:
         elif isinstance(source, (AsyncCollection, Collection)):
             if name is not None:
                 raise BadArgument("name", name, "leave it out where a collection is given")
-            self._given = _usable(source)
+            _check_client(source.database.client, source.write_concern)
+            self._given = ours(cast("Any", source))
             self.database, self.collection = source.database.name, source.name
         else:
             raise BadArgument(
@@ -136,7 +137,7 @@ class Source:
         """The collection for the running loop; a client belongs to the loop in which it was made."""
         self._guard()
         if isinstance(self._given, AsyncCollection):
-            return ours(self._given)
+            return self._given
         loop = asyncio.get_running_loop()
         opened = self._async.get(loop)
         if opened is None:
@@ -151,7 +152,7 @@ class Source:
         """The collection for programs without a loop."""
         self._guard()
         if isinstance(self._given, Collection):
-            return ours(self._given)
+            return self._given
         opened = self._sync
         if opened is None:
             with self._connecting:  # two threads may come at once
@@ -240,18 +241,16 @@ def check_session(session: Any, collection: AnyCollection) -> None:
         )
 
 
-def _usable(collection: AnyCollection) -> AnyCollection:
-    options: Any = collection.database.client.options
-    if options.retry_writes is False:
+def _check_client(client: Any, concern: WriteConcern) -> None:
+    if client.options.retry_writes is False:
         raise ConfigError(
             "the collection's client has retryWrites=false: a put could be lost in an election; leave the "
             "option out of its URI, or give Queue a URI so that it opens a client of its own"
         )
-    if collection.write_concern.document.get("w") == 0:
+    if concern.document.get("w") == 0:
         raise ConfigError(
             "the collection has w=0, so that no put would be acknowledged: leave it out of the client's options"
         )
-    return collection
 
 
 def _names(name: str | None) -> tuple[str, str]:

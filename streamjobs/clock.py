@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 _BOOT = getattr(time, "CLOCK_BOOTTIME", None)
@@ -80,6 +80,10 @@ class ServerClock:
         if self._server_ms is None:
             return wall() * 1000
         return self._server_ms + (boot() - self._at) * 1000
+
+    def date(self) -> datetime:
+        """The server's date now, cut to the millisecond that BSON keeps: what is written equals what is read back."""
+        return _EPOCH + timedelta(milliseconds=int(self.now_ms()))
 
     def at_ms(self, boot_time: float) -> float:
         """The server's date at a moment of the boot clock, in milliseconds since 1970 UTC.

@@ -195,10 +195,15 @@ def wanted(level: str) -> bool:
 
 
 def emit(name: str, *, level: str | None = None, **fields: Any) -> None:
-    """Emit an event of the catalogue; fields that are None are left out."""
+    """Emit an event of the catalogue, if anyone wants it; fields that are None are left out."""
     level = level or CATALOGUE[name].level
-    if not wanted(level):
-        return
+    if wanted(level):
+        emit_wanted(name, level=level, **fields)
+
+
+def emit_wanted(name: str, *, level: str | None = None, **fields: Any) -> None:
+    """Emit an event that somebody wants: :func:`wanted` was asked before it was built."""
+    level = level or CATALOGUE[name].level
     told = {key: _plain(key, value) for key, value in fields.items() if value is not None}
     for listener, least in tuple(_listeners):
         if _LEVELS[level] < least:

@@ -33,28 +33,32 @@ OUTSIDE = "outside"
 
 async def perform(operation: Operation[T], collection: Any) -> T:
     """Run an operation on an asynchronous collection."""
-    call = _send(operation, None)
-    while not isinstance(call, _Done):
-        try:
-            result = await call(collection)
-        except PyMongoError as error:
-            call = _throw(operation, error)
-        else:
-            call = _send(operation, result)
-    return cast("T", call.value)
+    try:
+        call = next(operation)
+        while True:
+            try:
+                result = await call(collection)
+            except PyMongoError as error:
+                call = operation.throw(error)
+            else:
+                call = operation.send(result)
+    except StopIteration as done:
+        return cast("T", done.value)
 
 
 def perform_sync(operation: Operation[T], collection: Any) -> T:
     """Run an operation on a synchronous collection."""
-    call = _send(operation, None)
-    while not isinstance(call, _Done):
-        try:
-            result = call(collection)
-        except PyMongoError as error:
-            call = _throw(operation, error)
-        else:
-            call = _send(operation, result)
-    return cast("T", call.value)
+    try:
+        call = next(operation)
+        while True:
+            try:
+                result = call(collection)
+            except PyMongoError as error:
+                call = operation.throw(error)
+            else:
+                call = operation.send(result)
+    except StopIteration as done:
+        return cast("T", done.value)
 
 
 def learn(clock: ServerClock) -> Operation[PyMongoError | None]:
@@ -175,25 +179,6 @@ def create_indexes() -> Operation[list[Index]]:
         models = [IndexModel(list(index.keys), name=index.name, **index.options) for index in made]
         yield lambda collection: collection.create_indexes(models)
     return made
-
-
-class _Done:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
-def _send(operation: Operation[Any], value: Any) -> Any:
-    try:
-        return operation.send(value)
-    except StopIteration as done:
-        return _Done(done.value)
-
-
-def _throw(operation: Operation[Any], error: BaseException) -> Any:
-    try:
-        return operation.throw(error)
-    except StopIteration as done:
-        return _Done(done.value)
 
 
 def _status(status: str | int) -> Status | int:

@@ -88,13 +88,9 @@ def _put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[lis
     if not jobs:
         return []
     began = boot()
-    within = bool(getattr(session, "in_transaction", False))  # else the session changes nothing
-    stale = clock.stale
-    error = None if clock.known else (yield from learn(clock))  # pays for connecting, so it is a poor sample
-    if stale and error is None:
-        error = yield from learn(clock)
-    if isinstance(error, ServerSelectionTimeoutError):  # the insert would wait as long again
-        raise error if within else PutUnknown(jobs, error) from error
+    within = session is not None and bool(session.in_transaction)  # else the session changes nothing
+    if clock.stale:
+        yield from _freshen(clock, jobs, within)
     undated = _date(jobs, clock)
     try:
         # as it was checked, and not encoded once more by the driver
@@ -103,8 +99,17 @@ def _put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[lis
         for job, created, runat in undated:  # nothing is sent: they are as they were
             job.created, job.runat, job.estimated = created, runat, True
         raise
+    taken: list[int] = []
     try:
-        taken = yield from _insert(documents, [job.id for job in jobs], session, within)
+        try:
+            if len(documents) == 1:
+                yield lambda collection: collection.insert_one(documents[0], session=session)
+            else:
+                yield lambda collection: collection.insert_many(documents, ordered=False, session=session)
+        except (DuplicateKeyError, BulkWriteError) as error:
+            if within:
+                raise
+            taken = yield from _taken(documents, [job.id for job in jobs], error)
     except PyMongoError as error:
         if within or not _unanswered(error):
             raise
@@ -112,7 +117,7 @@ def _put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[lis
     if taken:
         raise IdTaken([jobs[place] for place in taken], len(jobs))
     if events.wanted("info"):
-        events.emit(
+        events.emit_wanted(
             "job.put",
             count=len(jobs),
             kinds=sorted({job.kind for job in jobs})[:_KINDS],
@@ -122,28 +127,25 @@ def _put(jobs: Sequence[Job], clock: ServerClock, session: Any) -> Operation[lis
     return list(jobs)
 
 
-def _insert(
-    documents: list[RawBSONDocument], ids: list[Any], session: Any, within: bool
-) -> Operation[list[int]]:
-    """Insert; the places of those whose ``_id`` another job has.
+def _freshen(clock: ServerClock, jobs: Sequence[Job], within: bool) -> Operation[None]:
+    error = None if clock.known else (yield from learn(clock))  # pays for connecting, so it is a poor sample
+    if error is None:
+        error = yield from learn(clock)
+    if isinstance(error, ServerSelectionTimeoutError):  # the insert would wait as long again
+        raise error if within else PutUnknown(jobs, error) from error
 
-    Documents that are there already must be there by a majority, as the others will be.
+
+def _taken(
+    documents: list[RawBSONDocument], ids: list[Any], error: DuplicateKeyError | BulkWriteError
+) -> Operation[list[int]]:
+    """The places of those whose ``_id`` another job has, where an insert found that some have been there.
+
+    Those that are of this put must be there by a majority, as the others will be.
     """
-    try:
-        if len(documents) == 1:
-            yield lambda collection: collection.insert_one(documents[0], session=session)
-        else:
-            yield lambda collection: collection.insert_many(documents, ordered=False, session=session)
-    except DuplicateKeyError as error:
-        if within or not _same_id(error.details):
-            raise
-    except BulkWriteError as error:
-        if within or not _all_there(error):
-            raise
-        if error.details.get("writeConcernErrors"):
-            raise WriteConcernError("written, but perhaps not by a majority") from error
-    else:
-        return []
+    if not _all_there(error):
+        raise error
+    if error.details and error.details.get("writeConcernErrors"):
+        raise WriteConcernError("written, but perhaps not by a majority") from error
     taken: list[int] = []
     for start in range(0, len(ids), _LOOK):
         some = {id_key(id_): id_ for id_ in ids[start : start + _LOOK]}
@@ -179,15 +181,14 @@ def _is_same(found: RawBSONDocument, sent: RawBSONDocument) -> bool:
 def _date(jobs: Iterable[Job], clock: ServerClock) -> list[tuple[Job, Any, Any]]:
     """Date jobs by the server's clock; those that were, with their dates before."""
     dated: list[tuple[Job, Any, Any]] = []
-    now = datetime.fromtimestamp(clock.now_ms() / 1000, UTC)
-    created = _cut(now)
+    created = clock.date()
     for job in jobs:
         if job.estimated:  # a job that is put again keeps its dates
             dated.append((job, job.created, job.runat))
             job.created = created
             job.estimated = False
             if job.delay is not None:
-                job.runat = _cut(now + timedelta(seconds=job.delay))
+                job.runat = _cut(created + timedelta(seconds=job.delay))
     return dated
 
 
@@ -199,7 +200,6 @@ def _utc(at: datetime) -> datetime:
 
 
 def _cut(moment: datetime) -> datetime:
-    # to the millisecond that BSON keeps, so that the job in hand equals the one read back
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
@@ -209,8 +209,10 @@ def _same_id(details: Any) -> bool:
     return list(pattern) == ["_id"]
 
 
-def _all_there(error: BulkWriteError) -> bool:
+def _all_there(error: DuplicateKeyError | BulkWriteError) -> bool:
     details: Any = error.details
+    if isinstance(error, DuplicateKeyError):
+        return _same_id(details)
     wrong: list[Any] = details.get("writeErrors", [])
     return all(e.get("code") == 11000 and _same_id(e) for e in wrong)
 

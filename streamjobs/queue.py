@@ -140,10 +140,9 @@ class Queue:
             LeaseLost: called in a handler whose try has lost its job.
 
         """
-        job = self._draft(
-            kind, data, delay=delay, at=at, retries=retries, retry_interval=retry_interval, id=id
-        )
-        return (await self._put([job], session))[0]
+        job = self._draft(kind, data, delay, at, retries, retry_interval, id)
+        await self._put([job], session)
+        return job
 
     async def put_many(self, jobs: Iterable[Job], *, session: AsyncClientSession | None = None) -> Jobs:
         """Put many jobs, made by :meth:`job`, in one call; errors as :meth:`put`'s.
@@ -165,9 +164,7 @@ class Queue:
         id: ObjectId | None = None,  # noqa: A002
     ) -> Job:
         """Make a job for :meth:`put_many` without putting it; arguments as :meth:`put`'s."""
-        return check_job(
-            self._draft(kind, data, delay=delay, at=at, retries=retries, retry_interval=retry_interval, id=id)
-        )
+        return check_job(self._draft(kind, data, delay, at, retries, retry_interval, id))
 
     async def get(self, id: Any) -> Job:  # noqa: A002
         """Read a job; raises JobNotFound."""
@@ -319,27 +316,30 @@ class Queue:
         check_lease()
         return await perform(operation, self._source.asynchronous())
 
-    def _draft(self, kind: str | Job, data: Mapping[str, Any] | None = None, **options: Any) -> Job:
+    def _draft(
+        self, kind: str | Job, data: Mapping[str, Any] | None, delay: float | timedelta | None, at: datetime | None,
+        retries: int | None, retry_interval: float | timedelta | None, id_: ObjectId | None,
+    ) -> Job:  # fmt: skip
         """A job from put's arguments; whoever puts it checks it."""
         if isinstance(kind, Job):
-            for name, value in {"data": data, **options}.items():
+            names = ("data", "delay", "at", "retries", "retry_interval", "id")
+            for name, value in zip(names, (data, delay, at, retries, retry_interval, id_), strict=True):
                 if value is not None:
                     raise BadArgument(name, value, "a Job is put as it is: give it alone")
             return kind
         kind = check_kind(kind)
         handler = self._handlers.get(kind)
-        delay, retries, wait = options.get("delay"), options.get("retries"), options.get("retry_interval")
         if delay is not None:
-            if options.get("at") is not None:
+            if at is not None:
                 raise BadArgument("delay", delay, "give delay or at, not both")
             delay = seconds("delay", delay)
         if retries is None:
             retries = 0 if handler is None else handler.retries
-        if wait is not None:
-            wait = seconds("retry_interval", wait)
+        if retry_interval is not None:
+            wait = seconds("retry_interval", retry_interval)
         else:
             wait = 0.0 if handler is None else handler.retry_interval
-        return putting.draft(kind, data, delay, options.get("at"), retries, wait, options.get("id"))
+        return putting.draft(kind, data, delay, at, retries, wait, id_)
 
 
 def _checked(handlers: Mapping[str, Handler]) -> dict[str, Handler]:

@@ -45,10 +45,9 @@ class SyncQueue:
         session: ClientSession | None = None,
     ) -> Job:
         """Put a job; see :meth:`streamjobs.Queue.put`."""
-        job = self._draft(
-            kind, data, delay=delay, at=at, retries=retries, retry_interval=retry_interval, id=id
-        )
-        return self._put([job], session)[0]
+        job = self._draft(kind, data, delay, at, retries, retry_interval, id)
+        self._put([job], session)
+        return job
 
     def put_many(self, jobs: Iterable[Job], *, session: ClientSession | None = None) -> Jobs:
         """Put many jobs in one call; see :meth:`streamjobs.Queue.put_many`."""

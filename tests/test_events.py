@@ -59,21 +59,22 @@ def test_the_documents_are_what_the_catalogue_generates():
 
 
 def emitted() -> list[tuple[str, str, set[str], bool]]:
-    """(place, event, keyword fields, whether more come by ** or a caller) of every emit() in the source."""
+    """(place, event, keyword fields, whether more come by ** or a caller) of every emit() and emit_wanted() in the source."""
     out: list[tuple[str, str, set[str], bool]] = []
     for path in sorted(ROOT.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        passing = {"emit"} | ({"_log"} if path.name == "events.py" else set())
-        for function in ast.walk(tree):  # one that passes its parameter on to emit is read at its callers
+        ours = {"emit", "emit_wanted"}
+        passing = ours | ({"_log"} if path.name == "events.py" else set())
+        for function in ast.walk(tree):  # one that passes its parameter on is read at its callers
             if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef)) and function.name not in passing:
                 parameters = {one.arg for one in function.args.args}
-                if any(_called(node) == "emit" and _first(node) in parameters for node in ast.walk(function)):
+                if any(_called(node) in ours and _first(node) in parameters for node in ast.walk(function)):
                     passing.add(function.name)
         for node in ast.walk(tree):
             name = _first(node, constant=True) if _called(node) in passing else None
             if name is not None:
                 fields = {one.arg for one in node.keywords if one.arg is not None}
-                more = any(one.arg is None for one in node.keywords) or _called(node) != "emit"
+                more = any(one.arg is None for one in node.keywords) or _called(node) not in ours
                 out.append((f"{path.name}:{node.lineno}", name, fields, more))
     return out
 

@@ -302,7 +302,7 @@ class Finisher:
             split = {
                 key: None if at is None else self._clock.at_ms(at) - held.due for key, at in since.items()
             }
-            events.emit(
+            events.emit_wanted(
                 "try", level=level, **held.about(), outcome=ended.outcome, status=str(write.status), due=held.due,
                 offset_ms=self._clock.offset_ms(), error=ended.error, message=events.printable(ended.text)[:1000] or None,
                 delay=ended.delay, **split,

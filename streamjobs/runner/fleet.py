@@ -191,7 +191,7 @@ class Fleet:
                 self._gained.add(kind)
         if events.wanted("debug"):
             told = [share for share in new.values() if share.holds is not None]
-            events.emit(
+            events.emit_wanted(
                 "slots.changed", **self._who(), runners=max(1, len(self._live)), kinds=[k for k in new if self.shared(k)],
                 holds=len(set[int]().union(*(share.holds or () for share in told))),
                 watches=len(set[int]().union(*(share.watches for share in told))),

@@ -157,5 +157,5 @@ class Passing:
             self._backlog.drop({one.name for one, _ in passing}, began)
         if events.wanted("debug"):
             for one, to in passing:
-                events.emit("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)
+                events.emit_wanted("job.passed", **self._who(), job=one.id, kind=one.kind, to=to)
         return [one for one, _ in passing]

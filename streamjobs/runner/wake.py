@@ -145,7 +145,7 @@ class Waker:
         """Take a candidate in, and try to claim it."""
         if self._backlog.offer(candidate, self._clock.now_ms(), fresh=fresh):
             if events.wanted("debug"):
-                events.emit(
+                events.emit_wanted(
                     "job.woken", job=candidate.id, kind=candidate.kind, source=candidate.source, **self._who()
                 )
             self._claimer.wake()
