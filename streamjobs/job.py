@@ -54,6 +54,7 @@ MAX_NAME = 200
 #: Deepest nesting of a value in it; mongod refuses documents over 100 deep in some commands, and ours wrap them.
 MAX_DEPTH = 90
 _FIELDS = ("_id", "status", "tries", "created", "runat", "data", "retries", "retryinterval", "kind")
+_OURS = frozenset(_FIELDS)
 
 
 class Status(enum.IntEnum):
@@ -174,7 +175,7 @@ class Job:
             runat=document["runat"],
             retries=_number(document.get("retries")),
             retryinterval=_number(document.get("retryinterval")),
-            extra={key: value for key, value in document.items() if key not in _FIELDS},
+            extra={key: value for key, value in document.items() if key not in _OURS},
             _order=tuple(document),
         )
 
@@ -235,6 +236,13 @@ class Job:
     def check(self) -> None:
         """Raise LeaseLost if this try has lost its job. Only inside a handler."""
         self._in_handler("check()").check()
+
+    def lent(self, held: Any) -> Job:
+        """The handler's own: what it changes in it does not change which job is finished, and how."""
+        return Job(
+            self.id, self.kind, self.data, self.status, list(self.tries), self.created, self.runat, self.retries,
+            self.retryinterval, self.extra, self._order, self.estimated, self.delay, held,
+        )  # fmt: skip
 
     def _in_handler(self, what: str) -> Any:
         if self.held is None:

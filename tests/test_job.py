@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import uuid
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -383,6 +384,23 @@ def test_uuids_come_back_as_uuids_and_dates_as_aware_ones():
     job.data = {"u": uuid.UUID(int=5), "d": datetime(2026, 1, 1, tzinfo=UTC), "far": DatetimeMS(2**62)}
     check_job(job)
     assert Job.from_document(bson.decode(encode(job.to_document()), CODEC)).data == job.data
+
+
+def test_a_handler_gets_a_job_of_its_own_with_everything_that_was_read():
+    job = Job(
+        1, "mail", {"a": 1}, Status.WORKING, [{}], datetime(2030, 1, 1, tzinfo=UTC), datetime(2031, 1, 1, tzinfo=UTC), 3, 7,
+        {"more": 2}, ("kind", "more"), True, 4.0,
+    )  # fmt: skip
+    plain = Job(0, "")
+    assert [one.name for one in fields(Job) if getattr(job, one.name) == getattr(plain, one.name)] == ["held"]
+    lent = job.lent("held")
+    assert {one.name: getattr(lent, one.name) for one in fields(Job)} == {
+        **{one.name: getattr(job, one.name) for one in fields(Job)},
+        "held": "held",
+    }
+    lent.tries.append({})
+    assert job.tries == [{}]
+    assert lent.to_document() == {**job.to_document(), "tries": [{}, {}]}
 
 
 @pytest.mark.parametrize("name", ["log", "check()"])

@@ -7,7 +7,7 @@ only jobs that may start more than once are claimed, and only as many as begin i
 from __future__ import annotations
 
 import asyncio
-import secrets
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -83,6 +83,7 @@ class Claimer:
         self._wake = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
         self._turn: asyncio.Future[None] | None = None
+        self._under_way = False
         self._unsettled: list[_Unsettled] = []
         self._strays: list[Any] = []
         self._refused: set[str] = set()  # tokens whose outcome the server did not take
@@ -113,7 +114,7 @@ class Claimer:
 
         For the stream: a read that begins beside a claim takes a third of its time again from it, on the same loop.
         """
-        if not self._wake.is_set() and not self.in_flight:
+        if not self._wake.is_set() and not self._under_way:
             return
         loop = asyncio.get_running_loop()
         self._turn = loop.create_future()
@@ -159,6 +160,7 @@ class Claimer:
         try:
             while not self._stopping:
                 self._wake.clear()
+                self._under_way = True
                 try:
                     with pymongo.timeout(COMMAND_TIMEOUT):
                         busy = await self._step()
@@ -168,6 +170,7 @@ class Claimer:
                     continue
                 finally:
                     self.in_flight.clear()  # not sooner: an orphan is what nobody is still looking at
+                    self._under_way = False
                     self._turned()
                 if busy:
                     self._pause.succeeded()
@@ -251,7 +254,7 @@ class Claimer:
         return good
 
     async def _claim(self, wanted: Sequence[Candidate], *, ahead: bool) -> None:
-        token, owner, sent = secrets.token_hex(12), self._trust.owner, boot()
+        token, owner, sent = os.urandom(12).hex(), self._trust.owner, boot()
         ids = [one.id for one in wanted]
         self.in_flight.add(token)
         try:
@@ -271,7 +274,9 @@ class Claimer:
             await asyncio.sleep(0)  # its handler begins before all that follows here
         if events.wanted("debug"):
             took = (boot() - sent) * 1000
-            events.emit("claim", count=taken, asked=len(ids), took_ms=took, runner=self._runner, owner=owner)
+            events.emit_wanted(
+                "claim", count=taken, asked=len(ids), took_ms=took, runner=self._runner, owner=owner
+            )
         if taken == len(ids):
             self._spread = max(1, self._spread // 2)
         else:

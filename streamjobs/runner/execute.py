@@ -14,7 +14,6 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import replace
 from functools import cached_property, partial
 from types import TracebackType
 from typing import Any
@@ -219,9 +218,8 @@ class Executor:
         if self._closing:
             return Ended("released", "the runner is stopping")
         if events.wanted("debug"):
-            events.emit("try.started", **held.about())
-        # the handler's own: what it changes in it must not change which job is finished, and how
-        job = replace(held.job, tries=list(held.job.tries), held=held)
+            events.emit_wanted("try.started", **held.about())
+        job = held.job.lent(held)
         held.started = boot()
         token = context.enter(job)
         try:

@@ -275,7 +275,6 @@ class Stream:
                 counts = reader is self._reader  # else another is opened, from where this one had come to
                 if counts:
                     self.last_return = returned
-                    self._token = stream.resume_token or self._token
                 if counts and self.state == "degraded":
                     self._live(reader, resumed=True)
                 if change is not None and change["operationType"] in _ENDS:
@@ -283,13 +282,14 @@ class Stream:
                         self._gap(f"the collection was changed: {change['operationType']}", None)
                     return
                 if change is not None:
-                    if counts:
-                        self._past = change
                     self._change(change)
-                if counts and change is not None and returned - asked > _HAD:
-                    await self._turn()  # the claim that this has woken goes before the next read
-                else:
-                    await asyncio.sleep(0)  # a dead stream returns at once, without a turn of the loop
+                # the claim that this has woken goes now; and a dead stream returns at once, without a turn of the loop
+                await asyncio.sleep(0)
+                if reader is self._reader:
+                    self._token = stream.resume_token or self._token
+                    self._past = change or self._past
+                    if change is not None and returned - asked > _HAD:
+                        await self._turn()  # and is answered before the next read
             if not reader.ending and reader is self._reader:
                 self._gap("the server closed the stream", None)
         finally:
