@@ -11,7 +11,7 @@ from benchmarks.rows import Row, latencies
 from streamjobs import Queue, clock
 
 
-async def ours(bench: Bench) -> tuple[list[float], list[float]]:
+async def ours(bench: Bench) -> list[tuple[float, float]]:
     """Latencies in seconds: from the call of put, and from its return, when the job is acknowledged."""
     async with Queue(bench.uri, bench.fresh()) as jobs:
         await jobs.create_indexes()
@@ -30,21 +30,16 @@ async def ours(bench: Bench) -> tuple[list[float], list[float]]:
             return at - called, at - acknowledged
 
         async with jobs.running("bench"):
+            await asyncio.sleep(pickup.SETTLED)
             for _ in range(pickup.WARM):
                 await sample()
-            taken = [await sample() for _ in range(bench.of(pickup.PER_ROUND, 60))]
-            return [one for one, _ in taken], [one for _, one in taken]
+            return [await sample() for _ in range(bench.of(pickup.PER_PART, 30))]
 
 
 async def run(bench: Bench) -> list[Row]:
-    """Rounds in turn."""
-    theirs, called, acknowledged = [], [], []
-    for number in range(bench.rounds):
-        bench.step(f"local {number + 1}, raw pickup")
-        theirs.append(await pickup.measure_raw(bench))
-        bench.step(f"local {number + 1}")
-        for kept, one in zip((called, acknowledged), await ours(bench), strict=True):
-            kept.append(one)
+    """Raw pickup and ours in turns."""
+    theirs, mine = await pickup.in_turns(bench, "local", pickup.measure_raw, ours)
+    called, acknowledged = ([[one[place] for one in taken] for taken in mine] for place in (0, 1))
     caveat = "; raw is woken by an insert in another process, its insert included"
     return [
         *latencies("local", theirs, called, "times raw pickup", f"{caveat}, as is the put's own here"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -14,7 +15,8 @@ from benchmarks.bench import Bench
 from benchmarks.rows import Row, latencies
 from streamjobs import Queue, clock
 
-PER_ROUND, WARM = 200, 50
+PARTS, PER_PART, WARM = 2, 100, 50
+SETTLED = 1.6  # seconds, after which a runner has read what may have come while its stream was opened
 PAUSE = 0.002  # seconds in which the finish is written: an idle runner is measured
 
 
@@ -81,7 +83,7 @@ async def measure_raw(bench: Bench) -> list[float]:
     await ready.wait()
     try:
         await samples.take(WARM)
-        return await samples.take(bench.of(PER_ROUND, 60))
+        return await samples.take(bench.of(PER_PART, 30))
     finally:
         task.cancel()
         with suppress(asyncio.CancelledError):
@@ -104,21 +106,30 @@ async def measure_ours(bench: Bench) -> list[float]:
 
         try:
             async with jobs.running("bench"):
+                await asyncio.sleep(SETTLED)
                 await samples.take(WARM)
-                return await samples.take(bench.of(PER_ROUND, 60))
+                return await samples.take(bench.of(PER_PART, 30))
         finally:
             process.stdin.close()
             await process.wait()
 
 
-async def run(bench: Bench) -> list[Row]:
-    """Rounds in turn, raw and ours, so that both meet the same noise."""
-    theirs, mine = [], []
+async def in_turns(
+    bench: Bench, name: str, *sides: Callable[[Bench], Awaitable[list[Any]]]
+) -> list[list[list[Any]]]:
+    """The rounds of each side, in parts that take turns: the machine's pace changes within a round."""
+    out: list[list[list[Any]]] = [[[] for _ in range(bench.rounds)] for _ in sides]
     for number in range(bench.rounds):
-        bench.step(f"pickup {number + 1}, raw")
-        theirs.append(await measure_raw(bench))
-        bench.step(f"pickup {number + 1}")
-        mine.append(await measure_ours(bench))
+        bench.step(f"{name} {number + 1}")
+        for _ in range(PARTS):
+            for rounds, measure in zip(out, sides, strict=True):
+                rounds[number] += await measure(bench)
+    return out
+
+
+async def run(bench: Bench) -> list[Row]:
+    """Raw and ours, so that both meet the same noise."""
+    theirs, mine = await in_turns(bench, "pickup", measure_raw, measure_ours)
     return latencies("pickup", theirs, mine, "times raw", "; insert in another process, claim by id")
 
 
