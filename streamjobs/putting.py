@@ -200,6 +200,7 @@ def _utc(at: datetime) -> datetime:
 
 
 def _cut(moment: datetime) -> datetime:
+    # to the millisecond that BSON keeps, so that the job in hand equals the one read back
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from pymongo.change_stream import CollectionChangeStream
@@ -146,7 +146,7 @@ def _probe() -> str:
 
 
 def _document(subject: Subject, probe: str) -> dict[str, Any]:
-    made = datetime.fromtimestamp(subject.server.now_ms() / 1000, UTC)
+    made = subject.server.date()
     return {"_id": probe, "control": _CONTROL, "made": made}
 
 
@@ -186,7 +186,7 @@ def _write(subject: Subject, probe: str) -> float:
 def _clean(subject: Subject, probe: str) -> None:
     """Remove the probe, and what a doctor left that was killed."""
     subject.jobs.delete_one({"_id": probe})
-    now = datetime.fromtimestamp(subject.server.now_ms() / 1000, UTC)
+    now = subject.server.date()
     old = {
         "_id": {"$gte": _PREFIX, "$lt": _PREFIX[:-1] + ";"},
         "made": {"$lt": now - timedelta(seconds=_LEFT)},
